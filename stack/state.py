@@ -1,0 +1,195 @@
+"""The one folder a stack lives in: its paths, ports, addresses and credentials.
+
+Everything that a part of the stack must agree on with another part is read from here, so that no name or number stands
+in two modules. The folder is readable by its owner only; `stack.down --wipe` removes it whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+DATABASE_SLOTS = 6
+"""How many database instances one stack can hold: each has a port of its own, opened on the host before the start."""
+
+BRIDGE = "br0"
+POD_NETWORK = "10.244.0.0/24"
+NODE_ADDRESS = "10.244.0.1"
+"""The bridge's address: what a pod sees of the machine it runs on."""
+SERVICE_NETWORK = "10.96.0.0/16"
+API_CLUSTER_ADDRESS = "10.96.0.1"
+OUTSIDE_ADDRESS = "10.97.0.1"
+"""Where pods find what lies outside the cluster: the router's hosts, the databases, sign-on, Git, the portal."""
+
+REGISTRY = "image-registry.openshift-image-registry.svc:5000"
+"""How OpenShift names its own registry; images that builds made are named below it, by digest."""
+
+
+def default_root() -> Path:
+    """Return the state folder: `RUNBOOK_STATE`, else one below `$XDG_STATE_HOME`."""
+    named = os.environ.get("RUNBOOK_STATE")
+    if named:
+        return Path(named).absolute()
+    home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(home).absolute() / "certhelper-guide"
+
+
+def cache_root() -> Path:
+    """Return the user's cache folder for binaries and packages: `RUNBOOK_CACHE`, else below `$XDG_CACHE_HOME`."""
+    named = os.environ.get("RUNBOOK_CACHE")
+    if named:
+        return Path(named).absolute()
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(home).absolute() / "certhelper-guide"
+
+
+@dataclass
+class Ports:
+    """The ports on 127.0.0.1, chosen once and kept, the same on the host and inside the stack's own network."""
+
+    api: int = 0
+    http: int = 0
+    https: int = 0
+    databases: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Tokens:
+    """Bearer tokens of the users that the API server knows (its `--token-auth-file`)."""
+
+    admin: str = field(default_factory=lambda: secrets.token_urlsafe(32))
+    """Administrator of the cluster: the stack's own parts only."""
+    member: str = field(default_factory=lambda: secrets.token_urlsafe(32))
+    """An ordinary user, who gets `admin` on the projects that the portal makes for him. The guide runs as this user."""
+    stranger: str = field(default_factory=lambda: secrets.token_urlsafe(32))
+    """An ordinary user without any project: what somebody else sees."""
+
+
+MEMBER = "shifter"
+"""The name of the ordinary user for whom the guide works on the local stack."""
+
+
+@dataclass(frozen=True)
+class State:
+    """The folder of one stack, with the place of everything in it."""
+
+    root: Path
+
+    def path(self, *parts: str) -> Path:
+        """Return a path below the state folder."""
+        return self.root.joinpath(*parts)
+
+    @property
+    def pki(self) -> Path:
+        """Folder of the local CA (`ca.crt`, `ca.key`) and of the keys signed by it."""
+        return self.path("pki")
+
+    @property
+    def ca(self) -> Path:
+        """Certificate of the local CA: signs the API server, the router, the databases."""
+        return self.path("pki", "ca.crt")
+
+    @property
+    def logs(self) -> Path:
+        """One file per part: `logs/NAME.log`; pods in `logs/pods/`."""
+        return self.path("logs")
+
+    @property
+    def images(self) -> Path:
+        """One folder per image, named by digest; see `stack/catalogue.py`."""
+        return self.path("images")
+
+    @property
+    def volumes(self) -> Path:
+        """One folder per persistent volume."""
+        return self.path("volumes")
+
+    @property
+    def eos(self) -> Path:
+        """The folder that stands for EOS (`/eos` in pods that mount it)."""
+        return self.path("eos")
+
+    @property
+    def databases(self) -> Path:
+        """One folder per database instance: PostgreSQL's data, configuration and log."""
+        return self.path("databases")
+
+    @property
+    def git(self) -> Path:
+        """Bare Git repositories that the stack serves as `https://git.localhost:PORT/NAME.git`."""
+        return self.path("git")
+
+    @property
+    def mail(self) -> Path:
+        """What services would send to the requester by mail (initial passwords), one 0600 file a message."""
+        return self.path("mail")
+
+    @property
+    def pgpass(self) -> Path:
+        """The requester's own password file (libpq's `PGPASSFILE` format): the person keeps the DBA passwords here."""
+        return self.path("pgpass")
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The project member's kubeconfig: what `stack.env` exports as KUBECONFIG."""
+        return self.path("kubeconfig")
+
+    @property
+    def connection(self) -> Path:
+        """What others need to know to use the stack, as JSON; written when everything is ready, removed at stop."""
+        return self.path("connection.json")
+
+    @property
+    def builder_socket(self) -> Path:
+        """Unix socket of the builder's HTTP service (the builder runs in the host's network, HAProxy does not)."""
+        return self.path("run", "builder.sock")
+
+    @property
+    def portal_socket(self) -> Path:
+        """Unix socket of the HTTP service of portal, Git and sign-on (told apart by the Host header)."""
+        return self.path("run", "portal.sock")
+
+    @property
+    def server(self) -> str:
+        """Address of the API for everybody, host and stack: `https://127.0.0.1:PORT` (through HAProxy)."""
+        return f"https://127.0.0.1:{self.ports.api}"
+
+    @property
+    def ports(self) -> Ports:
+        """The ports that this stack has chosen."""
+        return Ports(**json.loads(self.path("ports.json").read_text()))
+
+    @property
+    def tokens(self) -> Tokens:
+        """The tokens that this stack has made."""
+        return Tokens(**json.loads(self.path("tokens.json").read_text()))
+
+    def url(self, host: str) -> str:
+        """Return the HTTPS address of a host behind the router, as browsers and pods both use it."""
+        return f"https://{host}:{self.ports.https}"
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a file that only its owner can read, at once or not at all; return its path."""
+        path = self.path(name)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        part = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+                file.write(text)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+        return path
+
+    def write_json(self, name: str, value: object) -> Path:
+        """Write a value as JSON; see `write`."""
+        return self.write(name, json.dumps(value, indent=1) + "\n")
+
+    def keep_tokens(self) -> Tokens:
+        """Return the tokens, made on the first call."""
+        if not self.path("tokens.json").exists():
+            self.write_json("tokens.json", asdict(Tokens()))
+        return self.tokens
