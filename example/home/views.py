@@ -1,0 +1,63 @@
+"""The pages of the shift book; each shows that one part of a deployment works."""
+
+from allauth.socialaccount.models import SocialAccount
+from django.conf import settings
+from django.db import connection
+from django.http import FileResponse, Http404, JsonResponse
+from django.shortcuts import redirect, render
+from django.views.decorators.http import require_http_methods, require_safe
+
+from home.models import Visit
+
+
+def roles(user):
+    """Return the roles that the sign-on gave a user (claim `cern_roles`)."""
+    account = SocialAccount.objects.filter(user=user, provider="cern").first()
+    data = account.extra_data if account else {}
+    return data.get("userinfo", data).get("cern_roles", [])
+
+
+@require_safe
+def home(request):
+    """Greet: anyone, and by name whoever is signed on."""
+    signed_on = request.user.is_authenticated
+    return render(request, "home/home.html", {"roles": roles(request.user) if signed_on else []})
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+def visits(request):
+    """Show the newest notes; add one."""
+    if request.method == "POST":
+        note = request.POST.get("note", "").strip()[:200]
+        if note:
+            Visit.objects.create(who=request.user.get_username() or "somebody", note=note)
+        return redirect("visits")
+    return render(request, "home/visits.html", {"visits": Visit.objects.all()[:50]})
+
+
+@require_safe
+def database(request):
+    """Say what the database connection is, as the server sees it."""
+    answer = {"engine": connection.vendor, "name": str(connection.settings_dict["NAME"]), "visits": Visit.objects.count()}
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT s.ssl, s.version, current_user, current_database(), current_setting('server_version')"
+                           " FROM pg_stat_ssl s WHERE s.pid = pg_backend_pid()")
+            answer |= dict(zip(("tls", "tls_version", "role", "name", "server"), cursor.fetchone(), strict=True))
+    return JsonResponse(answer)
+
+
+@require_safe
+def echo(request):
+    """Show the page whose websocket answers through Redis."""
+    return render(request, "home/echo.html")
+
+
+@require_safe
+def eos(request, name):
+    """Send a file from EOS."""
+    root = settings.EOS_PATH.resolve()
+    path = (root / name).resolve()
+    if not path.is_relative_to(root) or not path.is_file():
+        raise Http404(f"There is no file {name} in EOS.")
+    return FileResponse(path.open("rb"))
