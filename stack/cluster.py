@@ -1,6 +1,6 @@
 """What a fresh API server needs to look like CERN's: OpenShift's kinds and roles, CERN's storage classes and policies.
 
-Stands for: the parts of OKD and of CERN PaaS that a project finds ready. OpenShift's kinds (see `stack/openshift/make.py`)
+Stands for: the parts of OKD and of CERN PaaS that a project finds ready. OpenShift's kinds (`stack/openshift/make.py`)
 are added to the roles admin, edit and view with the verbs of OpenShift's own roles. Every user who is logged in may read
 the storage classes and, in the namespace `openshift`, image streams and templates; nobody but the stack may list
 namespaces. A Route gets the host `<route>-<project>.localhost` when it names none, and the address list of its
@@ -9,8 +9,8 @@ respected. Hosts of the platform itself are reserved.
 
 Differs: at CERN these are webhooks and operators, here admission policies with the same effect. Which names CERN
 reserves is not published: here they are the platform's own hosts and some of CERN's. A project is exempt with the
-annotation `paas.okd.cern.ch/block-reserved-hostnames: "false"`. There are no quotas and no security context constraints.
-Storage classes have CERN's names; `stack/storage.py` says what stands behind them.
+annotation `paas.okd.cern.ch/block-reserved-hostnames: "false"`. There are no quotas and no security context
+constraints. Storage classes have CERN's names; `stack/storage.py` says what stands behind them.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def prove_mutation(api: Api) -> None:
     Without its feature gate the server takes such policies and does nothing. Raises StackError then.
     """
     route = {"apiVersion": "route.openshift.io/v1", "kind": "Route",
-             "metadata": {"name": "proof", "namespace": "openshift"}, "spec": {"to": {"kind": "Service", "name": "any"}}}
+             "metadata": {"name": "proof", "namespace": "openshift"},
+             "spec": {"to": {"kind": "Service", "name": "any"}}}
 
     def mutated() -> bool:
         try:
