@@ -1,0 +1,7 @@
+"""What we do: one module a procedure, one function a step. Pure: a step looks at what is there and yields values."""
+
+from procedures import app, database, deploy, environment, project, redis, source, sso
+from runbook.step import Runbook
+
+RUNBOOK = Runbook((project, source, database, redis, sso, app, environment, deploy))
+"""The one order: of the site, of `invoke --list`, and of `guide.run` as far as the needs leave a choice."""

@@ -1,0 +1,228 @@
+"""Setup procedure: the app's own objects on OpenShift, complete but not yet running."""
+
+import json
+import re
+
+from procedures import project, source
+from runbook.instance import Instance
+from runbook.observed import Observed
+from runbook.plan import Apply, Condition, Credential, Manifest, Object, Plan, Require, WaitFor, secret
+from runbook.step import step
+
+REGISTRY = "image-registry.openshift-image-registry.svc:5000"
+"""The platform's own registry, as pods name it."""
+PORT = 8080
+GROUP = "certhelper"
+"""The application group under which the console's topology shows what belongs together."""
+
+
+def _admitted(found: Manifest | None) -> str:
+    words = [f"{c.get('reason', '')}: {c.get('message', '')}".strip(": ") or "refused" for c in _admissions(found)
+             if c["status"] != "True"]
+    return "" if any(c["status"] == "True" for c in _admissions(found)) else words[0] if words else "no router has looked at it yet"
+
+
+def _refused(found: Manifest | None) -> str:
+    return _admitted(found) if _admissions(found) else ""
+
+
+def _admissions(found: Manifest | None) -> list[Manifest]:
+    """Return what the routers say of the host that the Route asks for now."""
+    host = (found or {}).get("spec", {}).get("host")
+    return [c for ingress in (found or {}).get("status", {}).get("ingress", []) if ingress.get("host", host) == host
+            for c in ingress.get("conditions", []) if c["type"] == "Admitted"]
+
+
+admitted = Condition("admitted by the router", _admitted,
+                     'jsonpath={.status.ingress[0].conditions[?(@.type=="Admitted")].status}=True', _refused)
+
+
+def source_user(instance: Instance) -> Credential:
+    """The user that clones a private repository."""
+    return Credential("source-user", f"user that may clone {instance.source.repository}",
+                      secret=f"{instance.app}-source", key="username")
+
+
+def source_token(instance: Instance) -> Credential:
+    """The token that clones a private repository; it may only read."""
+    return Credential("source-token", f"token that may only read {instance.source.repository}",
+                      secret=f"{instance.app}-source", key="password")
+
+
+def package_credentials(instance: Instance) -> dict[str, Credential]:
+    """The user and token for private Git packages: files beside `assemble`, for the time of a build."""
+    host = instance.source.private_packages
+    user, token = source.TOKEN_KEYS
+    return {user: Credential("cern-gitlab-user", f"user of the deploy token at {host}", secret=f"{instance.app}-build", key=user),
+            token: Credential("cern-gitlab-token", f"deploy token with read_repository at {host}",
+                              secret=f"{instance.app}-build", key=token)}
+
+
+@step(
+    needs=(project.request, source.check),
+    see="The Route is admitted; the Deployment is there with no pod yet, because nothing was built.",
+    otherwise=(
+        ("`HostAlreadyClaimed`", ("Another Route has this host. Choose another one as `host` in the instance file, or ask "
+                                 "the owner of the other site to give it up.")),
+        ("`… is reserved`", ("The platform keeps some names for itself. Ask for the name in a Service Now ticket, or "
+                            "choose another one.")),
+        ("The console says `exceeded quota`.", ("The project's quota is used up (by default one CPU of requests). Lower "
+                                               "`memory` below [deploy], or ask for more in a ticket.")),
+    ),
+    unconfirmed="Whether the platform lets server-side apply set build configs, image streams and routes: "
+                "`oc apply --server-side --dry-run=server -f FILE` on each would tell.",
+)
+def create(instance: Instance, observed: Observed) -> Plan:
+    """Create the app's image stream, build config, Service, Route and Deployment."""
+    wanted = instance.source
+    stream, _, tag = wanted.builder.partition(":")
+    builders = observed.object("ImageStream", stream, "openshift")
+    tags = sorted(known["tag"] for known in (builders or {}).get("status", {}).get("tags", []))
+    yield Require(f"the builder image {wanted.builder} exists",
+                  "" if tag in tags or observed.empty
+                  else f"the image stream {stream} has {', '.join(tags)}" if tags
+                  else f"there is no image stream {stream} in the namespace openshift",
+                  "put one that exists into the instance file as `builder` below [source]")
+    if wanted.private:
+        yield Apply(secret(f"{instance.app}-source", {"username": source_user(instance), "password": source_token(instance)},
+                           labels(instance)) | {"type": "kubernetes.io/basic-auth"})
+    if wanted.private_packages:
+        yield Apply(secret(f"{instance.app}-build", package_credentials(instance), labels(instance)))
+    yield Apply(image_stream(instance))
+    yield Apply(build_config(instance))
+    yield Apply(service(instance))
+    yield Apply(route(instance))
+    yield WaitFor(Object("Route", instance.app), admitted, seconds=60)
+    yield Apply(deployment(instance, observed))
+
+
+def labels(instance: Instance) -> dict[str, str]:
+    """Return the labels of everything that belongs to the app."""
+    return {"app": instance.app, "app.kubernetes.io/name": instance.app, "app.kubernetes.io/part-of": GROUP}
+
+
+def _meta(instance: Instance, annotations: dict[str, str] | None = None) -> Manifest:
+    return {"name": instance.app, "labels": labels(instance)} | ({"annotations": annotations} if annotations else {})
+
+
+def image_stream(instance: Instance) -> Manifest:
+    """Return the image stream that builds push to."""
+    return {"apiVersion": "image.openshift.io/v1", "kind": "ImageStream", "metadata": _meta(instance),
+            "spec": {"lookupPolicy": {"local": False}}}
+
+
+def build_config(instance: Instance) -> Manifest:
+    """Return the build config.
+
+    It has no triggers: a re-applied one with an image trigger has started builds of itself (openshift/origin#23696),
+    and an unattended build of unpinned parts is what the guide warns of. `deploy.build` starts builds.
+    """
+    wanted = instance.source
+    origin: Manifest = {"type": "Git", "git": {"uri": wanted.repository, "ref": wanted.branch}}
+    if wanted.folder:
+        origin["contextDir"] = wanted.folder
+    if wanted.private:
+        origin["sourceSecret"] = {"name": f"{instance.app}-source"}
+    if wanted.private_packages:
+        # A build secret is a file for the time of the build; a variable of the strategy would stay in the image.
+        origin["secrets"] = [{"secret": {"name": f"{instance.app}-build"}}]
+    return {
+        "apiVersion": "build.openshift.io/v1", "kind": "BuildConfig", "metadata": _meta(instance),
+        "spec": {
+            "source": origin,
+            "strategy": {"type": "Source", "sourceStrategy": {
+                "from": {"kind": "ImageStreamTag", "name": wanted.builder, "namespace": "openshift"}}},
+            "output": {"to": {"kind": "ImageStreamTag", "name": f"{instance.app}:latest"}},
+            "runPolicy": "Serial",
+            "successfulBuildsHistoryLimit": 5,
+            "failedBuildsHistoryLimit": 5,
+            "resources": {"limits": {"cpu": "1", "memory": "2Gi"}, "requests": {"cpu": "100m", "memory": "512Mi"}},
+        },
+    }
+
+
+def service(instance: Instance) -> Manifest:
+    """Return the Service, with the port name that the console gives."""
+    return {"apiVersion": "v1", "kind": "Service", "metadata": _meta(instance),
+            "spec": {"selector": {"app": instance.app},
+                     "ports": [{"name": f"{PORT}-tcp", "port": PORT, "protocol": "TCP", "targetPort": PORT}]}}
+
+
+def route(instance: Instance) -> Manifest:
+    """Return the Route: TLS ends at the router, plain HTTP is redirected.
+
+    It never sets `haproxy.router.openshift.io/ip_whitelist`: who may visit the site is another step's field.
+    """
+    return {"apiVersion": "route.openshift.io/v1", "kind": "Route",
+            "metadata": _meta(instance, {"haproxy.router.openshift.io/timeout": instance.deploy.timeout}),
+            "spec": {"host": instance.host, "to": {"kind": "Service", "name": instance.app, "weight": 100},
+                     "port": {"targetPort": f"{PORT}-tcp"},
+                     "tls": {"termination": "edge", "insecureEdgeTerminationPolicy": "Redirect"}}}
+
+
+def deployment(instance: Instance, observed: Observed) -> Manifest:
+    """Return the Deployment without its environment, which `environment.set` owns.
+
+    Image and replicas are moved by the platform and by `deploy.build`: they are applied as observed.
+    """
+    name = instance.app
+    trigger = [{"from": {"kind": "ImageStreamTag", "name": f"{name}:latest"},
+                "fieldPath": f'spec.template.spec.containers[?(@.name=="{name}")].image'}]
+    found = observed.object("Deployment", name)
+    container = {
+        "name": name,
+        "image": image(instance, found, observed.object("ImageStream", name)),
+        "imagePullPolicy": "IfNotPresent",
+        "ports": [{"containerPort": PORT, "protocol": "TCP"}],
+        # Django answers 400 to a host that it does not know, and a probe would come with the pod's address.
+        "readinessProbe": {"httpGet": {"path": "/", "port": PORT, "httpHeaders": [{"name": "Host", "value": "127.0.0.1"}]},
+                           "periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 3},
+        # The port opens only after the migrations, and nobody wants a pod killed in the middle of one.
+        "livenessProbe": {"tcpSocket": {"port": PORT}, "initialDelaySeconds": 300, "periodSeconds": 20,
+                          "timeoutSeconds": 5, "failureThreshold": 3},
+        "resources": {"limits": {"memory": quantity(instance.deploy.memory)}, "requests": {"cpu": "100m"}},
+    }
+    return {
+        "apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": _meta(instance, {"image.openshift.io/triggers": json.dumps(trigger)}),
+        "spec": {
+            "replicas": found["spec"].get("replicas", 1) if found else 0,
+            "selector": {"matchLabels": {"app": name}},
+            # Rolling, so that a build that does not start leaves the old pod serving. The old pod does not migrate
+            # while the new one does; it may meet the new tables for some seconds, which is the smaller harm.
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "template": {"metadata": {"labels": labels(instance)},
+                         "spec": {"containers": [container], "terminationGracePeriodSeconds": 15}},
+        },
+    }
+
+
+def image(instance: Instance, deployed: Manifest | None, stream: Manifest | None) -> str:
+    """Return the image to apply: the one that runs, unless the image stream's tag says another.
+
+    Before the first build it is a name that the image trigger replaces.
+    """
+    running = next((c["image"] for c in deployed["spec"]["template"]["spec"]["containers"] if c["name"] == instance.app),
+                   "") if deployed else ""
+    tagged = latest(stream)
+    if tagged and tagged.rpartition("@")[2] not in running:
+        return tagged
+    return running or f"{REGISTRY}/{instance.project}/{instance.app}:latest"
+
+
+def latest(stream: Manifest | None) -> str:
+    """Return the reference of the image that the tag latest names, "" when nothing was built."""
+    return next((items[0]["dockerImageReference"] for tag in (stream or {}).get("status", {}).get("tags", [])
+                 if tag["tag"] == "latest" and (items := tag.get("items"))), "")
+
+
+def quantity(text: str) -> str:
+    """Return a memory size as the API server writes it: `1024Mi` is `1Gi`, or another manager's value seems to differ."""
+    units = ["", "Ki", "Mi", "Gi", "Ti"]
+    found = re.fullmatch(r"(\d+)([KMGT]i)?", text)
+    if not found:
+        return text
+    number, place = int(found[1]), units.index(found[2] or "")
+    while number and number % 1024 == 0 and place < len(units) - 1:
+        number, place = number // 1024, place + 1
+    return f"{number}{units[place]}"

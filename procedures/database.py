@@ -1,0 +1,144 @@
+"""Setting up the database: a PostgreSQL instance of the Database on Demand service, a role and a database for the app."""
+
+from runbook.instance import Instance
+from runbook.observed import Observed
+from runbook.plan import Admitted, Answers, Apply, Ask, Credential, Execute, LogIn, Plan, secret
+from runbook.step import step
+
+from procedures import project
+
+PORTAL = "https://dbod.web.cern.ch/"
+GUIDE = "https://dbod-user-guide.web.cern.ch/"
+
+
+def administrator(instance: Instance) -> Credential:
+    """The password of the role that DBoD gives; it lives in your password file and never in the cluster."""
+    db = instance.database
+    return Credential("database-administrator", f"password of {db.administrator} at {db.host}:{db.port}", generated=True)
+
+
+def app_password(instance: Instance) -> Credential:
+    """The password of the role that the app logs in as; made once, kept in the project."""
+    return Credential("database", f"password of the database role {instance.database.role}",
+                      secret=f"{instance.app}-database", key="DJANGO_DATABASE_PASSWORD", generated=True)
+
+
+@step(
+    person=True,
+    see="A PostgreSQL server answers with TLS at the host and port of the instance file.",
+    otherwise=(
+        ("Nothing answers although DBoD shows the instance as running.",
+         "Compare host and port with the instance's DBoD page: every instance has a port of its own."),
+        ("The request is refused.", "You must be a member of the e-group `dbondemand-users` first."),
+    ),
+)
+def request(instance: Instance, _observed: Observed) -> Plan:
+    """Request a PostgreSQL instance from Database on Demand."""
+    db = instance.database
+    values = {"name": db.instance, "type": "PostgreSQL", "owner": instance.site.owner}
+    if instance.at == "local":
+        values["port"] = db.port  # At CERN the service chooses it, and you copy it into the instance file.
+    yield Ask(
+        deed=f"Request the PostgreSQL instance {db.instance}; the password of {db.administrator} comes by mail.",
+        where=PORTAL,
+        form="databases",
+        values=values,
+        until=Answers(db.host, db.port),
+        instead="Delete the instance on its DBoD page; its backups go with it.",
+    )
+
+
+@step(
+    needs=(project.request, request),
+    person=True,
+    see="A pod of your project is let in by the server, with TLS.",
+    otherwise=(
+        ("`no pg_hba.conf entry for host …, no encryption`",
+         "You came without TLS and the server wants it: set `PGSSLMODE=require`. The list of addresses may be right."),
+        ("`no pg_hba.conf entry for host …, SSL encryption`",
+         "The address, the role or the database is not listed: add the line that this step prints."),
+    ),
+    unconfirmed="Which addresses the pods of PaaS come from: the failing line in the server's log "
+                "(DBoD page, *Logs*) names the address that must be let in.",
+)
+def access(instance: Instance, _observed: Observed) -> Plan:
+    """Let the pods of the project reach the database server, with TLS only."""
+    db = instance.database
+    yield Ask(
+        deed=f"Add `hostssl all all {db.network} scram-sha-256` to pg_hba.conf in the file editor of {db.instance}.",
+        where=f"{PORTAL}pages/instance/{db.instance}",
+        form="database-access",
+        values={"name": db.instance, "network": db.network},
+        until=Admitted(db.host, db.port, db.role, db.name, instance.source.builder, instance.app),
+        instead="Remove the line again in the same file editor.",
+    )
+
+
+@step(
+    needs=(request,),
+    see="You can log in with the new password, which is in your password file.",
+    otherwise=(
+        ("`password authentication failed`",
+         "Put the password that DBoD mailed into your password file (`PGPASSFILE`), one line "
+         "`host:port:*:admin:password`, mode 0600; or set a new one on the DBoD page."),
+    ),
+)
+def password(instance: Instance, _observed: Observed) -> Plan:
+    """Replace the administrator's password that came by mail."""
+    db = instance.database
+    mark = "guide: password changed"
+    yield Execute(
+        f"ALTER ROLE \"{db.administrator}\" PASSWORD '{{verifier}}'",
+        # The role carries a mark that everybody can read, so that no file has to remember it.
+        unless=f"SELECT 1 FROM pg_roles WHERE rolname = '{db.administrator}' AND 'application_name={mark}' = ANY (rolconfig)",
+        credential=administrator(instance),
+        keep="administrator",
+        instead="The former password is not known any more; `--rotate` makes another.",
+    )
+    yield Execute(
+        f"ALTER ROLE \"{db.administrator}\" SET application_name = '{mark}'",
+        unless=f"SELECT 1 FROM pg_roles WHERE rolname = '{db.administrator}' AND 'application_name={mark}' = ANY (rolconfig)",
+        instead="The mark stays with the password.",
+    )
+
+
+@step(
+    needs=(project.request, password),
+    see="The role exists and can log in with the password that the project's Secret holds.",
+    otherwise=(("`permission denied to create role`", "Your role is not the one that DBoD gave: see `administrator` "
+                                                      "in the instance file."),),
+)
+def role(instance: Instance, _observed: Observed) -> Plan:
+    """Create the role that owns the app's database, so that the app is not the administrator."""
+    db = instance.database
+    credential = app_password(instance)
+    # The Secret comes first: killed in between, the next run finds the password and sets the same one.
+    yield Apply(secret(credential.secret, {
+        "DJANGO_DATABASE_ENGINE": "django.db.backends.postgresql", "DJANGO_DATABASE_NAME": db.name,
+        "DJANGO_DATABASE_HOST": db.host, "DJANGO_DATABASE_PORT": str(db.port),
+        "DJANGO_DATABASE_USER": db.role, credential.key: credential}))
+    there = f"SELECT 1 FROM pg_roles WHERE rolname = '{db.role}'"
+    yield Execute(f'CREATE ROLE "{db.role}" LOGIN', unless=there, undo=f'DROP ROLE IF EXISTS "{db.role}"', data=True,
+                  undo_unless=f"SELECT 1 WHERE NOT EXISTS ({there})")
+    yield Execute(f"ALTER ROLE \"{db.role}\" PASSWORD '{{verifier}}'", unless=LogIn(db.role, credential),
+                  credential=credential)
+    # Since PostgreSQL 16 a role that is not a superuser must be a member of the owner whom it names.
+    yield Execute(f'GRANT "{db.role}" TO "{db.administrator}"',
+                  unless=f"SELECT 1 WHERE pg_has_role('{db.administrator}', '{db.role}', 'SET')")
+
+
+@step(
+    needs=(role,),
+    see="The database exists and belongs to the app's role.",
+    otherwise=(("`database \"admin\" does not exist`", "`psql` without `-d` goes to a database named like the role: "
+                                                       "add `-d postgres`."),),
+)
+def create(instance: Instance, _observed: Observed) -> Plan:
+    """Create the app's database; Django makes the tables in it."""
+    db = instance.database
+    there = f"SELECT 1 FROM pg_database WHERE datname = '{db.name}'"
+    yield Execute(f'CREATE DATABASE "{db.name}" OWNER "{db.role}"', unless=there,
+                  undo=f'DROP DATABASE IF EXISTS "{db.name}" WITH (FORCE)', data=True,
+                  undo_unless=f"SELECT 1 WHERE NOT EXISTS ({there})")
+    yield Execute(f'ALTER DATABASE "{db.name}" OWNER TO "{db.role}"',
+                  unless=f"{there} AND pg_get_userbyid(datdba) = '{db.role}'")

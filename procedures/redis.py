@@ -1,0 +1,105 @@
+"""Adding a Redis server: the backing store of the websockets, from the template that the platform offers."""
+
+import re
+from typing import Any
+
+from runbook.instance import Instance
+from runbook.observed import Observed
+from runbook.plan import Apply, Credential, Manifest, Object, Plan, Require, WaitFor, rolled_out
+from runbook.step import step
+
+from procedures import project
+
+TEMPLATE = "redis-ephemeral"
+"""Channel data is transient, so the template without a volume is the right one."""
+
+
+def password(instance: Instance) -> Credential:
+    """The password of the Redis server; letters and digits only, because the app builds a URL from it."""
+    return Credential("redis", "password of the Redis server", secret=instance.redis.name, key="database-password",
+                      generated=True)
+
+
+@step(
+    needs=(project.request,),
+    see="One pod named after the server is ready.",
+    otherwise=(
+        ("`ImagePullBackOff`", "The tag is not in the image stream: this step lists those that are."),
+        ("The app's log shows `NOAUTH` or `WRONGPASS`.", "The password was changed on one side only: "
+                                                         "run this step again, then `environment.set`."),
+    ),
+)
+def add(instance: Instance, observed: Observed) -> Plan:
+    """Add a Redis server from the platform's template."""
+    wanted = instance.redis
+    stream = observed.object("ImageStream", "redis", "openshift")
+    tags = sorted(tag["tag"] for tag in (stream or {}).get("status", {}).get("tags", []))
+    yield Require(f"the image stream redis has the tag {wanted.version}",
+                  "" if stream is None and observed.empty or wanted.version in tags
+                  else f"it has {', '.join(tags)}" if tags else "there is no image stream redis in the namespace openshift",
+                  "put one of those tags into the instance file as `version` below [redis]")
+    template = observed.object("Template", TEMPLATE, "openshift") or SHAPE
+    for manifest in filled(template, {
+        "DATABASE_SERVICE_NAME": wanted.name, "REDIS_VERSION": wanted.version, "MEMORY_LIMIT": wanted.memory,
+        "NAMESPACE": "openshift", "REDIS_PASSWORD": password(instance),
+    }):
+        if manifest["kind"] == "Deployment":
+            manifest = with_observed_image(manifest, observed, stream, wanted.version)
+        yield Apply(manifest)
+    yield WaitFor(Object("Deployment", wanted.name), rolled_out)
+
+
+def filled(template: Manifest, values: dict[str, Any]) -> list[Manifest]:
+    """Return a template's objects with its parameters filled in; a parameter that is a whole value keeps its type."""
+    defaults = {p["name"]: p.get("value", "") for p in template.get("parameters", [])}
+    known = defaults | values
+
+    def fill(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: fill(value) for key, value in node.items() if value is not None}
+        if isinstance(node, list):
+            return [fill(value) for value in node]
+        if not isinstance(node, str):
+            return node
+        if whole := re.fullmatch(r"\$\{\{?(\w+)\}?\}", node):
+            return known[whole[1]]
+        return re.sub(r"\$\{(\w+)\}", lambda match: str(known[match[1]]), node)
+
+    labels = fill(template.get("labels", {}))
+    objects = []
+    for node in template["objects"]:
+        manifest = fill(node)
+        manifest["metadata"]["labels"] = manifest["metadata"].get("labels", {}) | labels
+        manifest.pop("status", None)
+        objects.append(manifest)
+    return objects
+
+
+def with_observed_image(manifest: Manifest, observed: Observed, stream: Manifest | None, tag: str) -> Manifest:
+    """Put in the image that the platform's image trigger sets, so that the first pod does not wait for the trigger."""
+    found = observed.object("Deployment", manifest["metadata"]["name"])
+    container = manifest["spec"]["template"]["spec"]["containers"][0]
+    if found:
+        container["image"] = found["spec"]["template"]["spec"]["containers"][0]["image"]
+    else:
+        items = [items for t in (stream or {}).get("status", {}).get("tags", []) if t["tag"] == tag
+                 for items in t.get("items") or []]
+        container["image"] = items[0]["dockerImageReference"] if items else f"redis:{tag}"
+    return manifest
+
+
+SHAPE: Manifest = {
+    "parameters": [],
+    "objects": [
+        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "${DATABASE_SERVICE_NAME}"},
+         "stringData": {"database-password": "${REDIS_PASSWORD}"}},
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "${DATABASE_SERVICE_NAME}"},
+         "spec": {"ports": [{"name": "redis", "port": 6379, "protocol": "TCP", "targetPort": 6379}],
+                  "selector": {"name": "${DATABASE_SERVICE_NAME}"}}},
+        {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "${DATABASE_SERVICE_NAME}"},
+         "spec": {"replicas": 1, "selector": {"matchLabels": {"name": "${DATABASE_SERVICE_NAME}"}},
+                  "template": {"metadata": {"labels": {"name": "${DATABASE_SERVICE_NAME}"}},
+                               "spec": {"containers": [{"name": "redis", "image": "redis:${REDIS_VERSION}"}]}}}},
+    ],
+}
+"""The template's outline, for the page only: the real objects are read from the cluster."""

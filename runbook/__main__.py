@@ -1,0 +1,72 @@
+"""`./inv`: invoke's program with this project's manners: our version, exit code 2 and a suggestion for wrong use."""
+
+from __future__ import annotations
+
+import re
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from invoke import Collection, Exit, ParseError, Program
+
+from runbook import errors
+from runbook.cli import unknown_task
+from runbook.step import suggestion
+
+ROOT = Path(__file__).parent.parent
+
+
+class Guide(Program):  # type: ignore[misc]
+    """Invoke's program, with tasks listed in the guide's order."""
+
+    def parse_tasks(self) -> None:
+        """Parse the tasks and their options. Raises Exit with code 2 and a suggestion for a wrong word."""
+        try:
+            super().parse_tasks()
+        except ParseError as error:
+            raise Exit(self._explained(str(error)), code=errors.WRONG_USE) from None
+
+    def list_flat(self) -> None:
+        """Print the tasks in the order of the guide instead of the alphabet."""
+        self.display_with_columns(pairs=list(_in_order(self.scoped_collection, "")))
+
+    def print_version(self) -> None:
+        """Print our version, and invoke's."""
+        print(f"certhelper guide {_version()} (invoke {version('invoke')})")  # noqa: T201
+
+    def _explained(self, message: str) -> str:
+        if wrong := re.match(r"No idea what '(.*)' is!", message):
+            context = getattr(self.parser, "contexts", {})
+            word = wrong[1]
+            if word.startswith("-"):
+                options = sorted({flag for c in context.values() for flag in c.flags if flag.startswith("--")})
+                return f"error: there is no option {word!r} here; {suggestion(word.partition('=')[0], options)}"
+            return "error: " + unknown_task(word, [name for name in context if name])
+        return f"error: {message}"
+
+
+def _in_order(collection: Collection, prefix: str) -> list[tuple[str, str | None]]:
+    pairs: list[tuple[str, str | None]] = []
+    for name, task in collection.tasks.items():
+        pairs.append((prefix + name, (task.__doc__ or "").strip().partition("\n")[0]))
+    for name, inner in collection.collections.items():
+        pairs += _in_order(inner, f"{prefix}{name}.")
+    return pairs
+
+
+def _version() -> str:
+    text = (ROOT / "pyproject.toml").read_text()
+    found = re.search(r'^version = "(.*)"', text, re.MULTILINE)
+    return found[1] if found else "unknown"
+
+
+def main() -> None:
+    """Run the tasks that the arguments name, from any folder."""
+    try:
+        Guide().run([sys.argv[0], "--search-root", str(ROOT), *sys.argv[1:]])
+    except KeyboardInterrupt:
+        sys.exit(errors.INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,308 @@
+"""Carry out a plan's values, one after the other, each safe to repeat."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import singledispatch
+from pathlib import Path
+from typing import Any
+
+from runbook import admission
+from runbook.connections import Connections
+from runbook.diff import Difference, State, compare, look, proved, wire
+from runbook.errors import Conflict, GuideError, Unknown, WaitingForPerson
+from runbook.plan import (
+    Action, Admitted, Apply, Ask, Condition, Execute, Look, Manifest, Object, Require, Scale, StartBuild, WaitFor, Write,
+)
+
+Tell = Callable[[str], None]
+"""Told what is going on while something takes long; one short line at a time."""
+
+
+@singledispatch
+def carry_out(action: Action, _difference: Difference, _connections: Connections, _manager: str, _tell: Tell) -> Any:
+    """Carry out a value whose difference says that it is not done; return its result, if it has one."""
+    raise TypeError(f"no way to carry out {type(action).__name__}")
+
+
+@carry_out.register
+def _(action: Apply, difference: Difference, connections: Connections, manager: str, _tell: Tell) -> Manifest:
+    manifest, _ = wire(action, connections, manager, make=True)
+    force = connections.flags.force or difference.taken
+    try:
+        return connections.cluster.apply(manifest, manager, force=force)
+    except Conflict as error:
+        shown = "\n".join(f"  {f.path}: {f.manager} set {f.found!r}, the guide wants {f.wanted!r}"
+                          for f in difference.fields if f.manager)
+        raise Conflict(f"{action.object}: {error.found}" + (f"\n{shown}" if shown else ""),
+                       "`--force` takes these fields over") from error
+
+
+@carry_out.register
+def _(action: Execute, _difference: Difference, connections: Connections, _manager: str, _tell: Tell) -> None:
+    connection = connections.administrator()
+    if action.credential is None:
+        connections.database.execute(connection, action.statement)
+    else:
+        _set_password(action, connections, connection)
+    after = compare(action, connections, "")
+    if after.state is not State.DONE and not (connections.flags.rotate and action.credential):
+        raise GuideError(f"the statement had no effect: {after.what}: {after.note or 'the check finds nothing'}", after.cure)
+
+
+def _set_password(action: Execute, connections: Connections, connection: Any) -> None:
+    """Set a password by its verifier; the administrator's own is kept beside his file until the server has it."""
+    credential, db = action.credential, connections.instance.database
+    if credential is None:
+        return
+    value = connections.resolve(credential).reveal()
+    role = action.statement.split('"')[1]
+    statement = action.statement.replace("{verifier}", connections.database.verifier(connection, role, value))
+    own = action.keep == "administrator"
+    if own:
+        connections.passwords.prepare(db.host, db.port, role, value)
+    connections.database.execute(connection, statement)
+    if own:
+        connections.passwords.put(db.host, db.port, role, value)
+        connections.passwords.settled()
+
+
+@carry_out.register
+def _(action: WaitFor, _difference: Difference, connections: Connections, _manager: str, tell: Tell) -> Manifest | None:
+    try:
+        return connections.cluster.wait(action.object, watched(action.condition, connections, action.object), action.seconds, tell)
+    except GuideError as error:
+        if action.object.kind != "Deployment":
+            raise
+        raise explained(error, action.object.name, connections) from error
+
+
+def watched(condition: Condition, connections: Connections, wanted: Object) -> Condition:
+    """Return the condition, given up early when a new pod of the Deployment crashes again and again."""
+    if wanted.kind != "Deployment":
+        return condition
+
+    def failed(found: Manifest | None) -> str:
+        return condition.failed(found) or hopeless(connections, wanted.name)
+
+    return Condition(condition.name, condition.test, condition.flag, failed)
+
+
+HOPELESS = {"CrashLoopBackOff", "CreateContainerConfigError", "ErrImagePull", "ImagePullBackOff", "InvalidImageName"}
+
+
+def hopeless(connections: Connections, deployment: str) -> str:
+    """Return why a Deployment's newest pod cannot start, else ""."""
+    for pod in newest_pods(connections, deployment):
+        for status in pod.get("status", {}).get("containerStatuses", []):
+            waiting = status.get("state", {}).get("waiting", {})
+            if waiting.get("reason") in HOPELESS and (status.get("restartCount", 0) > 1 or "Config" in waiting["reason"]):
+                return f"pod {pod['metadata']['name']}: {waiting['reason']}: {waiting.get('message', '')}".rstrip(": ")
+    return ""
+
+
+def newest_pods(connections: Connections, deployment: str) -> list[Manifest]:
+    """Return the pods of a Deployment's newest ReplicaSet."""
+    cluster = connections.cluster
+    sets = [s for s in cluster.list("ReplicaSet")
+            if any(o["kind"] == "Deployment" and o["name"] == deployment for o in s["metadata"].get("ownerReferences", []))]
+    if not sets:
+        return []
+    newest = max(sets, key=lambda s: int(s["metadata"].get("annotations", {}).get("deployment.kubernetes.io/revision", 0)))
+    return [p for p in cluster.list("Pod")
+            if any(o["name"] == newest["metadata"]["name"] for o in p["metadata"].get("ownerReferences", []))]
+
+
+def explained(error: GuideError, deployment: str, connections: Connections) -> GuideError:
+    """Return the error of a roll-out with the last lines of the pod's log, and the variable that they name."""
+    import re
+
+    for pod in newest_pods(connections, deployment):
+        name = pod["metadata"]["name"]
+        container = pod["spec"]["containers"][0]["name"]
+        log = connections.cluster.log(name, container, previous=True) or connections.cluster.log(name, container)
+        if not log.strip():
+            continue
+        last = "\n".join("  | " + line for line in log.strip().splitlines()[-8:])
+        named = re.search(r"(?:UndefinedValueError: |KeyError: ')([A-Z][A-Z0-9_]+)", log)
+        cure = f"the variable {named[1]} is missing: `invoke environment.set` and its page say where it comes from" if named \
+            else f"the log says why: `oc logs {name} --previous`"
+        return GuideError(f"{error.found}\nlast lines of pod {name}:\n{last}", cure)
+    return error
+
+
+@carry_out.register
+def _(action: Ask, _difference: Difference, connections: Connections, _manager: str, tell: Tell) -> None:
+    if connections.portal:
+        answer = connections.portal.fill(action.form, action.values)
+        for key, credential in action.gives.items():
+            if key in answer:
+                connections.learn(credential, str(answer[key]))
+    else:
+        _ask(action, connections)
+    deadline = time.monotonic() + action.seconds
+    while True:
+        connections.changed()
+        note = admission.tried(action.until, connections) if isinstance(action.until, Admitted) \
+            else proved(action.until, action.deed, connections).note
+        if not note:
+            return
+        if time.monotonic() > deadline:
+            raise GuideError(f"the effect was not seen after {action.seconds:g} s: {note}", action.deed)
+        if connections.portal and isinstance(action.until, Admitted):
+            raise GuideError(note, f"let the pods' network {action.values.get('network')} in: {action.deed}")
+        tell(note)
+        time.sleep(0.3 if connections.portal else 5)
+
+
+def _ask(action: Ask, connections: Connections) -> None:
+    """Say to a person what to do, and go on when somebody is at the terminal to do it."""
+    import sys
+
+    lines = [action.deed, f"  where: {action.where}", *(f"  {key}: {value}" for key, value in action.values.items() if value)]
+    if not sys.stdin.isatty():
+        raise WaitingForPerson("a person has to act:\n" + "\n".join(lines), "afterwards run the same command again")
+    sys.stderr.write("\n".join(lines) + "\nWaiting until it is done; Ctrl-C stops, and the same command goes on later.\n")
+    for credential in action.gives.values():
+        connections.resolve(credential)
+
+
+@carry_out.register
+def _(action: StartBuild, _difference: Difference, connections: Connections, _manager: str, tell: Tell) -> str:
+    cluster = connections.cluster
+    config = cluster.path(Object("BuildConfig", action.config))
+    request = {"apiVersion": "build.openshift.io/v1", "kind": "BuildRequest", "metadata": {"name": action.config},
+               "triggeredBy": [{"message": f"guide: {action.because}"}]}
+    name: str = cluster.request("POST", f"{config}/instantiate", request)["metadata"]["name"]
+    build, last = Object("Build", name), ""
+    for line in cluster.stream(f"{cluster.path(build)}/log", 1800, follow="true"):
+        last = line or last
+        tell(f"{name}: {line}")
+    ended = cluster.wait(build, BUILT, 1800, tell)
+    phase, status = (ended or {}).get("status", {}).get("phase"), (ended or {}).get("status", {})
+    if phase != "Complete":
+        raise GuideError(f"{build} ended as {phase}: {status.get('reason', '')} {status.get('message', '')}\n"
+                         f"{_indented(status.get('logSnippet', last))}",
+                         f"read the whole log: `oc get --raw {cluster.path(build)}/log`")
+    digest = status["output"]["to"]["imageDigest"]
+    cluster.wait(Object("Deployment", action.deployment), _runs(action.container, digest), 120, tell)
+    return name
+
+
+def _indented(text: str) -> str:
+    return "\n".join("  | " + line for line in text.strip().splitlines()[-8:])
+
+
+def _built(found: Manifest | None) -> str:
+    phase = (found or {}).get("status", {}).get("phase", "New")
+    return "" if phase in ("Complete", "Failed", "Error", "Cancelled") else f"its phase is {phase}"
+
+
+BUILT = Condition("ended", _built, "jsonpath={.status.phase}=Complete")
+
+
+def _runs(container: str, digest: str) -> Condition:
+    def test(found: Manifest | None) -> str:
+        containers = (found or {}).get("spec", {}).get("template", {}).get("spec", {}).get("containers", [])
+        image = next((c["image"] for c in containers if c["name"] == container), "none")
+        return "" if digest in image else f"its image is {image}"
+
+    return Condition(f"given the image {digest[:19]}…", test, "rollout status")
+
+
+@carry_out.register
+def _(action: Scale, _difference: Difference, connections: Connections, manager: str, _tell: Tell) -> None:
+    path = connections.cluster.path(Object("Deployment", action.deployment)) + "/scale"
+    connections.cluster.request("PATCH", path, {"spec": {"replicas": action.replicas}},
+                                content="application/merge-patch+json", fieldManager=manager)
+
+
+@carry_out.register
+def _(action: Look, _difference: Difference, connections: Connections, _manager: str, tell: Tell) -> None:
+    # Rolled out is not yet known to the router: wait for the answer, not for the object.
+    deadline, note = time.monotonic() + 30, ""
+    while time.monotonic() < deadline:
+        note = look(action, connections)
+        if not note:
+            return
+        tell(note)
+        time.sleep(0.2)
+    raise GuideError(note, "read the app's log: `oc logs deployment/NAME`; the page says what else to try")
+
+
+@carry_out.register
+def _(action: Write, _difference: Difference, _connections: Connections, _manager: str, _tell: Tell) -> None:
+    path = Path(action.path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(action.text)
+        part.chmod(0o755 if action.executable else 0o644)
+        part.replace(path)
+    except OSError as error:
+        raise GuideError(f"{path}: {error.strerror}", "is the folder yours, and is there space?") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@carry_out.register
+def _(action: Require, difference: Difference, _connections: Connections, _manager: str, _tell: Tell) -> None:
+    raise GuideError(f"{action.what}: {difference.note}", action.cure)
+
+
+def undo(action: Action, connections: Connections, manager: str) -> tuple[bool, str]:
+    """Take a value back; return whether something was changed, and what is kept or must be done by hand."""
+    if isinstance(action, Apply):
+        return _release(action, connections, manager)
+    if isinstance(action, Execute):
+        if not action.undo:
+            return False, action.instead
+        if action.data and not connections.flags.data:
+            return False, f"kept, it holds data: {action.statement} (`--data` takes it back too)"
+        try:
+            connection = connections.administrator()
+        except Unknown as error:
+            raise GuideError(error.found, error.cure) from error
+        if action.undo_unless and connections.database.query(connection, action.undo_unless):
+            return False, ""
+        connections.database.execute(connection, action.undo)
+        return True, ""
+    if isinstance(action, Ask):
+        return False, action.instead
+    if isinstance(action, Scale):
+        return _scale_to_zero(action, connections, manager)
+    return False, ""
+
+
+def _scale_to_zero(action: Scale, connections: Connections, manager: str) -> tuple[bool, str]:
+    live = connections.observed.object("Deployment", action.deployment)
+    if live is None or live["spec"].get("replicas") == 0:
+        return False, ""
+    carry_out(Scale(action.deployment, 0), Difference(State.MISSING, ""), connections, manager, lambda _: None)
+    return True, ""
+
+
+def _release(action: Apply, connections: Connections, manager: str) -> tuple[bool, str]:
+    """Give the step's fields back; delete the object when the step created it and nobody else of the guide is left."""
+    wanted, cluster = action.object, connections.cluster
+    live = cluster.get(wanted)
+    managers = {entry.get("manager") for entry in (live or {}).get("metadata", {}).get("managedFields", [])}
+    if live is None or manager not in managers:
+        return False, ""
+    if action.part:
+        meta = {"name": wanted.name} | ({"namespace": wanted.namespace} if wanted.namespace else {})
+        cluster.apply({"apiVersion": live["apiVersion"], "kind": live["kind"], "metadata": meta}, manager)
+        return True, ""
+    if live["metadata"].get("annotations", {}).get("guide/step") != manager.removeprefix("guide/"):
+        return False, f"kept, another made it: {wanted}"
+    others = sorted(m.removeprefix("guide/") for m in managers if m and m.startswith("guide/") and m != manager
+                    and not m.startswith("guide/deploy."))
+    if others:
+        raise GuideError(f"{wanted} still carries what other steps set: {', '.join(others)}",
+                         "undo first: " + ", ".join(f"`invoke {name} --undo`" for name in others))
+    if action.data and not connections.flags.data:
+        return False, f"kept, it holds data: {wanted} (`--data` deletes it too)"
+    cluster.delete(wanted, live["metadata"]["uid"])
+    cluster.wait(wanted, admission.GONE, 120)
+    return True, ""

@@ -1,0 +1,273 @@
+"""The command line: one invoke task for every step, and the tasks of the whole guide.
+
+Heavy modules are imported when a task runs, so that `--list`, `--help` and completion stay light. Errors become one
+message and an exit code here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from invoke import Collection, Context, Exit, Task
+
+from runbook import errors, options
+from runbook.errors import GuideError, WrongUse
+from runbook.instance import Instance, find, load
+from runbook.observed import Observed
+from runbook.step import Runbook, Step, suggestion
+from runbook.target import Target, choose
+
+if TYPE_CHECKING:
+    from runbook.connections import Connections
+    from runbook.report import Report
+
+Local = Callable[[Callable[[str], None]], Target]
+"""Gives the local target, starting the stack when none runs; told what to do with its progress."""
+
+GUIDE = {"build": "", "target": "", "to": "", "force": False, "data": False, "yes": False, "json": False, "debug": False}
+"""The options of the guide's own tasks and their defaults."""
+HELP = {"to": "The last step to do; those that it needs are done before."}
+
+
+def namespace(runbook: Runbook, folder: Path, local: Local) -> Collection:
+    """Return the collection of all tasks that come from the runbook, in its order."""
+    root = Collection()
+    guide = Collection("guide")
+    guide.__doc__ = "The whole guide."
+    for name, allowed in (("run", "build target to force yes json debug"), ("plan", "build target to json debug"),
+                          ("status", "build target json debug"), ("undo", "build target data yes json debug")):
+        guide.add_task(_guide_task(name, allowed.split(), runbook, folder, local))
+    root.add_collection(guide)
+    specimen = _specimen(folder)
+    for module in runbook.procedures:
+        procedure = Collection(module.__name__.rpartition(".")[2])
+        procedure.__doc__ = module.__doc__
+        for step in runbook.steps:
+            if step.procedure == procedure.name:
+                procedure.add_task(_step_task(step, specimen, folder, local))
+        root.add_collection(procedure)
+    return root
+
+
+def _specimen(folder: Path) -> Instance | None:
+    """Return any instance that can be read: what options a step has hangs on its plan, and a plan on an instance."""
+    for path in sorted(folder.glob("*.toml")):
+        try:
+            return load(path)
+        except WrongUse:
+            continue
+    return None
+
+
+def _task(body: Callable[..., None], name: str, doc: str, parameters: Mapping[str, Any], meanings: Mapping[str, str]) -> Task:
+    """Return a task whose options are the parameters with their defaults."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    body.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter("c", kind), *(inspect.Parameter(p, kind, default=d) for p, d in parameters.items())])
+    body.__doc__ = doc
+    shown = {key: meaning for key, meaning in meanings.items() if key in parameters}
+    return Task(body, name=name, help=shown, auto_shortflags=False, positional=())
+
+
+def _step_task(step: Step, specimen: Instance | None, folder: Path, local: Local) -> Task:
+    offered = options.options(options.outline(step, specimen, Observed())) if specimen else options.OPTIONS
+    parameters: dict[str, Any] = {option.name: option.default for option in offered}
+    meanings = {option.name: option.meaning for option in offered}
+    for name, parameter in step.options.items():
+        parameters[name] = "" if parameter.default is parameter.empty else parameter.default
+        meanings[name] = next((a for a in get_args(parameter.annotation)[1:] if isinstance(a, str)), "")
+
+    def body(_context: Context, **given: Any) -> None:
+        own = {name: given.pop(name) for name in step.options}
+        if "again" in step.options and "again" in given:
+            own["again"] = given["again"]
+        with reporting(given) as report, opened(given, step.name, folder, local, report) as connections:
+            _run_step(step, connections, given, own, report)
+
+    doc = f"{step.summary}\n\nExample: invoke {step.name} --build=dev"
+    return _task(body, step.function.__name__, doc, parameters, meanings)
+
+
+def _run_step(step: Step, connections: Connections, given: Mapping[str, Any], own: Mapping[str, Any], report: Report) -> None:
+    from runbook.run import Run, require_needs, stand, take_back
+
+    report.begin(step.name)
+    if given.get("undo"):
+        if given.get("data"):
+            _confirm(connections.instance, given, "deletes data")
+        report.outcome(_noted(take_back(step, connections), connections))
+        return
+    if given.get("dry"):
+        standing = stand(step, connections, own)
+        report.standing(standing, full=True)
+        raise Exit(code=errors.DONE if standing.state in ("done", "not wanted") else errors.TO_DO)
+    require_needs(step, connections)
+    run = Run(connections)
+    report.outcome(_noted(run.step(step, own, report.tell), connections))
+
+
+def _guide_task(name: str, allowed: list[str], runbook: Runbook, folder: Path, local: Local) -> Task:
+    bodies = {"run": _guide_run, "plan": _guide_plan, "status": _guide_status, "undo": _guide_undo}
+    docs = {"run": "Run every step of the guide in order.", "plan": "Show what every step would change.",
+            "status": "Show how every step stands.", "undo": "Take every step back, in reverse order."}
+
+    def body(_context: Context, **given: Any) -> None:
+        with reporting(given) as report, opened(given, f"guide.{name}", folder, local, report) as connections:
+            bodies[name](runbook, connections, given, report)
+
+    meanings = HELP | {option.name: option.meaning for option in options.OPTIONS}
+    return _task(body, name, f"{docs[name]}\n\nExample: invoke guide.{name} --build=dev",
+                 {key: GUIDE[key] for key in allowed}, meanings)
+
+
+def _guide_run(runbook: Runbook, connections: Connections, given: Mapping[str, Any], report: Report) -> None:
+    from runbook.run import Outcome, Run, order
+
+    run = Run(connections, deferring=True)
+    for step in order(runbook, given["to"]):
+        if not step.wanted(connections.instance):
+            report.outcome(Outcome(step.name, "skipped", 0.0))
+            continue
+        report.begin(step.name)
+        report.outcome(_noted(run.step(step, {}, report.tell), connections))
+    report.begin("guide.run")
+    run.finish(report.tell)
+    report.line(f"\n{connections.instance.url}/")
+
+
+def _guide_plan(runbook: Runbook, connections: Connections, given: Mapping[str, Any], report: Report) -> None:
+    from runbook.run import order, stand
+
+    to_do = False
+    for step in order(runbook, given["to"]):
+        standing = stand(step, connections)
+        to_do |= standing.state not in ("done", "not wanted")
+        report.standing(standing, full=True)
+    raise Exit(code=errors.TO_DO if to_do else errors.DONE)
+
+
+def _guide_status(runbook: Runbook, connections: Connections, _given: Mapping[str, Any], report: Report) -> None:
+    from runbook.run import order, stand
+
+    standings = []
+    for step in order(runbook, ""):
+        standings.append(stand(step, connections))
+        report.standing(standings[-1])
+    raise Exit(code=errors.DONE if all(s.state in ("done", "not wanted") for s in standings) else errors.TO_DO)
+
+
+def _guide_undo(runbook: Runbook, connections: Connections, given: Mapping[str, Any], report: Report) -> None:
+    from runbook.run import take_back
+
+    if given["data"]:
+        _confirm(connections.instance, given, "deletes the data of this instance")
+    for step in reversed(runbook.standing):
+        report.begin(step.name)
+        report.outcome(_noted(take_back(step, connections), connections))
+
+
+def _noted(outcome: Any, connections: Connections) -> Any:
+    from runbook import journal
+
+    journal.write(build=connections.instance.name, target=connections.target.name, project=connections.instance.project,
+                  step=outcome.name, state=outcome.state, seconds=round(outcome.seconds, 2))
+    return outcome
+
+
+def _confirm(instance: Instance, given: Mapping[str, Any], what: str) -> None:
+    """Ask for the instance's name. On production `--yes` does not stand for it when data would be lost."""
+    if given.get("yes") and (instance.name != "production" or instance.at == "local"):
+        return
+    if not sys.stdin.isatty():
+        raise errors.WaitingForPerson(f"this {what} and nobody is at a terminal to confirm",
+                                      "add --yes" if instance.name != "production" else "run it in a terminal")
+    if input(f"This {what}. Type the instance's name to go on: ").strip() != instance.name:
+        raise WrongUse("that is not the instance's name; nothing was changed")
+
+
+@contextmanager
+def opened(given: Mapping[str, Any], command: str, folder: Path, local: Local, report: Report) -> Iterator[Connections]:
+    """Give the connections of a run: instance and target chosen, the stack started, the first line said."""
+    from runbook.connections import Connections, Flags
+
+    build = given.get("build") or ""
+    if not build:
+        known = ", ".join(sorted(path.stem for path in folder.glob("*.toml")))
+        raise WrongUse("which instance?", f"`invoke {command} --build=NAME`; there are: {known}")
+    path = find(folder, build)
+    plain = load(path)
+    name = choose(given.get("target") or "", os.environ.get("RUNBOOK_TARGET", ""), plain.target, build, command)
+    if name == "local":
+        report.begin("stack")
+        target = local(report.tell)
+        report.quiet()
+        instance = load(path, "local", target.facts)
+    else:
+        target, instance = Target("cern"), plain
+    flags = Flags(**{key: bool(given.get(key)) for key in ("force", "rotate", "data", "yes")})
+    connections = Connections(instance, target, flags, _cache())
+    try:
+        server = connections.cluster.server
+        if name == "cern" and not _same(server, instance.api):
+            raise WrongUse(f"you are logged in to {server}, and {build} lives at {instance.api}",
+                           f"`oc login --web --server={instance.api}`")
+        if name == "cern" and instance.name == "production" and not given.get("dry") and command not in ("guide.plan", "guide.status"):
+            _confirm(instance, given, "changes production")
+        report.header(f"{name} · {server} · project {instance.project} · instance {instance.name}")
+        yield connections
+    finally:
+        connections.close()
+
+
+def _same(one: str, other: str) -> bool:
+    from urllib.parse import urlsplit
+
+    return (urlsplit(one).hostname, urlsplit(one).port or 443) == (urlsplit(other).hostname, urlsplit(other).port or 443)
+
+
+def _cache() -> Path:
+    named = os.environ.get("RUNBOOK_CACHE")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "certhelper-guide"
+
+
+@contextmanager
+def reporting(given: Mapping[str, Any]) -> Iterator[Report]:
+    """Turn what went wrong into one message and an exit code; a traceback only with `--debug`."""
+    from runbook.report import Report
+
+    report = Report(as_json=bool(given.get("json")))
+    try:
+        yield report
+    except GuideError as error:
+        report.error(error, ", ".join(getattr(error, "__notes__", [])))
+        if given.get("debug"):
+            raise
+        raise Exit(code=error.code) from None
+    except KeyboardInterrupt:
+        report.quiet()
+        sys.stderr.write("\ninterrupted; the same command goes on where this one stopped\n")
+        raise Exit(code=errors.INTERRUPTED) from None
+    except BrokenPipeError:
+        raise Exit(code=errors.FAILED) from None
+    except OSError as error:
+        report.error(GuideError(f"{error.filename or 'the system'}: {error.strerror or error}",
+                                "is there space on the disk, and is the file yours?"))
+        if given.get("debug"):
+            raise
+        raise Exit(code=errors.FAILED) from None
+    finally:
+        report.quiet()
+
+
+OutputFormat = Literal["flat", "nested", "json"]
+
+
+def unknown_task(name: str, known: list[str]) -> str:
+    """Return the message for a mistyped task."""
+    return f"there is no task {name!r}; {suggestion(name, known)}"

@@ -1,0 +1,1 @@
+"""Everything that talks to something else: the cluster, the database server, Git, and the web."""

@@ -1,0 +1,268 @@
+"""The cluster: the only module that imports `kubernetes`, which reads kubeconfigs and knows the ways of logging in.
+
+Requests go over that client's own urllib3 pool, as JSON: server-side apply of any kind needs no class per kind, and no
+discovery. Every request is counted, so that `bench` can list what a step costs.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.parse
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from runbook.errors import Conflict, GuideError, Unknown, Unreachable
+from runbook.plan import Condition, Manifest, Object
+
+KINDS = {
+    "Namespace": "api/v1", "Secret": "api/v1", "ConfigMap": "api/v1", "Service": "api/v1", "Pod": "api/v1",
+    "PersistentVolumeClaim": "api/v1", "Event": "api/v1", "ServiceAccount": "api/v1",
+    "Deployment": "apis/apps/v1", "ReplicaSet": "apis/apps/v1", "CronJob": "apis/batch/v1", "Job": "apis/batch/v1",
+    "Role": "apis/rbac.authorization.k8s.io/v1", "RoleBinding": "apis/rbac.authorization.k8s.io/v1",
+    "BuildConfig": "apis/build.openshift.io/v1", "Build": "apis/build.openshift.io/v1",
+    "ImageStream": "apis/image.openshift.io/v1", "Template": "apis/template.openshift.io/v1",
+    "Route": "apis/route.openshift.io/v1", "Lease": "apis/coordination.k8s.io/v1",
+    "OidcReturnURI": "apis/webservices.cern.ch/v1alpha1",
+}
+"""The kinds that the guide speaks of, and where the API serves them."""
+
+CLUSTER_WIDE = {"Namespace"}
+
+
+class Refused(GuideError):
+    """The API server refused a request; `status` and `reason` are its own."""
+
+    def __init__(self, status: int, reason: str, message: str, cure: str = "") -> None:
+        super().__init__(message, cure)
+        self.status, self.reason = status, reason
+
+
+class Cluster:
+    """The API server as one user sees it, and one project in it."""
+
+    def __init__(self, project: str, kubeconfig: Path | None = None) -> None:
+        from kubernetes.config import kube_config
+
+        try:
+            client = kube_config.new_client_from_config(str(kubeconfig) if kubeconfig else None)
+        except Exception as error:  # noqa: BLE001 - the package raises many kinds for one thing: no usable log-in
+            raise GuideError(f"no log-in to a cluster: {error}",
+                             "log in first: `oc login --web --server=https://api.paas.okd.cern.ch:443`") from error
+        self.project = project
+        self.server: str = client.configuration.host.rstrip("/")
+        self.counted: Counter[str] = Counter()
+        self.seconds = 0.0
+        self._client = client
+        self._pool = client.rest_client.pool_manager
+
+    def path(self, wanted: Object) -> str:
+        """Return the path of an object."""
+        return f"{self.collection(wanted.kind, wanted.namespace)}/{wanted.name}"
+
+    def collection(self, kind: str, namespace: str = "") -> str:
+        """Return the path of a kind's objects, in the project unless another namespace is named."""
+        where = "" if kind in CLUSTER_WIDE else f"/namespaces/{namespace or self.project}"
+        plural = kind.lower() + "s"
+        return f"/{KINDS[kind]}{where}/{plural}"
+
+    def request(self, method: str, path: str, body: object = None, content: str = "application/json",
+                timeout: float = 30, **query: str) -> Any:
+        """Send one request and return what it answered, parsed when it is JSON.
+
+        Raises Unreachable, Conflict, Unknown (401, 403) or Refused.
+        """
+        import urllib3
+
+        self.counted[f"{method}{' dry' if 'dryRun' in query else ''}"] += 1
+        started = time.perf_counter()
+        url = self.server + path + ("?" + urllib.parse.urlencode(query) if query else "")
+        try:
+            answer = self._pool.request(method, url, headers=self._headers(content), timeout=timeout, retries=False,
+                                        body=None if body is None else json.dumps(body).encode())
+        except urllib3.exceptions.HTTPError as error:
+            raise Unreachable(f"the API server {self.server} does not answer: {type(error).__name__}",
+                              "is the network (or the tunnel) up? on the local stack: `invoke stack.status`") from error
+        finally:
+            self.seconds += time.perf_counter() - started
+        if answer.status >= 400:
+            raise _refusal(answer.status, answer.data, path)
+        return json.loads(answer.data) if answer.data[:1] in (b"{", b"[") else answer.data.decode()
+
+    def get(self, wanted: Object) -> Manifest | None:
+        """Return an object, None when there is none."""
+        try:
+            found: Manifest = self.request("GET", self.path(wanted))
+        except Refused as error:
+            if error.status == 404:
+                return None
+            raise
+        return found
+
+    def list(self, kind: str, selector: str = "", **query: str) -> list[Manifest]:
+        """Return the project's objects of a kind that carry the labels."""
+        if selector:
+            query["labelSelector"] = selector
+        try:
+            answer = self.request("GET", self.collection(kind), **query)
+        except Refused as error:
+            if error.status == 404:
+                return []
+            raise
+        return [{"apiVersion": answer["apiVersion"], "kind": kind, **item} for item in answer["items"]]
+
+    def apply(self, manifest: Manifest, manager: str, *, dry: bool = False, force: bool = False) -> Manifest:
+        """Apply a manifest server-side; with `dry` nothing is stored."""
+        query = {"fieldManager": manager, "fieldValidation": "Strict"}
+        query |= ({"dryRun": "All"} if dry else {}) | ({"force": "true"} if force else {})
+        meta = manifest["metadata"]
+        applied: Manifest = self.request(
+            "PATCH", self.path(Object(manifest["kind"], meta["name"], meta.get("namespace", ""))), manifest,
+            content="application/apply-patch+yaml", **query)
+        return applied
+
+    def delete(self, wanted: Object, uid: str) -> None:
+        """Delete the object that has this uid, and what it owns."""
+        body = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
+        try:
+            self.request("DELETE", self.path(wanted), body)
+        except Refused as error:
+            if error.status != 404:
+                raise
+
+    def watch(self, wanted: Object, seconds: float) -> Iterator[Manifest | None]:
+        """Yield the object as it is and after every change, until the time is up; survives lost connections."""
+        deadline, pause = time.monotonic() + seconds, 0.2
+        field = f"metadata.name={wanted.name}"
+        while time.monotonic() < deadline:
+            try:
+                listing = self.request("GET", self.collection(wanted.kind, wanted.namespace), fieldSelector=field)
+                yield next(iter(listing["items"]), None)
+                for event in self._events(wanted, field, listing["metadata"]["resourceVersion"], deadline):
+                    yield None if event["type"] == "DELETED" else event["object"]
+                pause = 0.2
+            except (Unreachable, Refused) as error:
+                if isinstance(error, Refused) and error.status not in (410, 429, 503, 504):
+                    raise
+                time.sleep(min(pause, max(deadline - time.monotonic(), 0)))
+                pause = min(pause * 2, 5)
+
+    def wait(self, wanted: Object, condition: Condition, seconds: float,
+             seen: Callable[[str], None] = lambda _: None) -> Manifest | None:
+        """Wait until the condition holds and return the object; `seen` is told what is seen meanwhile.
+
+        Raises GuideError with the last thing seen when it failed or the time is up.
+        """
+        last = "nothing"
+        for found in self.watch(wanted, seconds):
+            last = condition.test(found)
+            if not last:
+                return found
+            if why := condition.failed(found):
+                raise GuideError(f"{wanted} will not be {condition.name}: {why}")
+            seen(f"{wanted}: {last}")
+        raise GuideError(f"{wanted} was not {condition.name} after {seconds:g} s; last seen: {last}")
+
+    def stream(self, path: str, seconds: float, **query: str) -> Iterator[str]:
+        """Yield the lines of a log as they come."""
+        import urllib3
+
+        url = self.server + path + "?" + urllib.parse.urlencode(query)
+        self.counted["GET"] += 1
+        try:
+            with self._pool.request("GET", url, headers=self._headers("text/plain"), preload_content=False,
+                                    retries=False, timeout=urllib3.Timeout(connect=10, read=seconds)) as answer:
+                if answer.status >= 400:
+                    raise _refusal(answer.status, answer.read(), path)
+                rest = b""
+                for chunk in answer.stream(4096):
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    yield from (line.decode(errors="replace") for line in lines)
+                if rest:
+                    yield rest.decode(errors="replace")
+        except urllib3.exceptions.HTTPError as error:
+            raise Unreachable(f"the log of {path} broke off: {type(error).__name__}") from error
+
+    def log(self, pod: str, container: str = "", *, previous: bool = False, lines: int = 20) -> str:
+        """Return the last lines of a pod's log, "" when there is none."""
+        query = {"tailLines": str(lines)} | ({"container": container} if container else {})
+        query |= {"previous": "true"} if previous else {}
+        try:
+            return str(self.request("GET", f"{self.path(Object('Pod', pod))}/log", **query))
+        except (Refused, Unreachable):
+            return ""
+
+    def execute(self, pod: str, container: str, command: list[str], seconds: float = 30) -> tuple[int, str]:
+        """Run a command in a running container; return its exit code and what it printed (both streams)."""
+        from kubernetes.client import CoreV1Api
+        from kubernetes.stream import stream
+
+        self.counted["EXEC"] += 1
+        try:
+            session = stream(CoreV1Api(self._client).connect_get_namespaced_pod_exec, pod, self.project,
+                             container=container, command=command, stdout=True, stderr=True, _preload_content=False)
+            session.run_forever(timeout=seconds)
+            printed = session.read_all()
+            code = session.returncode
+        except Exception as error:  # noqa: BLE001 - the websocket library raises its own kinds
+            raise GuideError(f"cannot run a command in pod {pod}: {error}") from error
+        return (124 if code is None else int(code)), printed
+
+    def _events(self, wanted: Object, field: str, version: str, deadline: float) -> Iterator[Manifest]:
+        """Yield the events of one watch request; it ends after at most 50 s or at the deadline."""
+        import urllib3
+
+        seconds = max(1, min(50, int(deadline - time.monotonic()) + 1))
+        query = {"watch": "true", "fieldSelector": field, "resourceVersion": version, "timeoutSeconds": str(seconds)}
+        url = f"{self.server}{self.collection(wanted.kind, wanted.namespace)}?{urllib.parse.urlencode(query)}"
+        self.counted["WATCH"] += 1
+        try:
+            with self._pool.request("GET", url, headers=self._headers("application/json"), preload_content=False,
+                                    retries=False, timeout=urllib3.Timeout(connect=10, read=seconds + 5)) as answer:
+                if answer.status >= 400:
+                    raise _refusal(answer.status, answer.read(), wanted.kind)
+                rest = b""
+                for chunk in answer.stream(65536):
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    for line in lines:
+                        event = json.loads(line)
+                        if event["type"] == "ERROR":
+                            raise Refused(event["object"].get("code", 410), "Expired", "the watch expired")
+                        yield event
+        except (urllib3.exceptions.HTTPError, ValueError) as error:
+            raise Unreachable(f"the watch of {wanted} broke off") from error
+
+    def _headers(self, content: str) -> dict[str, str]:
+        """Return the headers of a request; a log-in that has run out is renewed as the kubeconfig says."""
+        token = self._client.configuration.get_api_key_with_prefix("authorization")
+        basic = {"Authorization": token} if token else {}
+        return {"Accept": "application/json", "Content-Type": content, "User-Agent": "certhelper-guide"} | basic
+
+
+def _refusal(status: int, data: bytes, path: str) -> GuideError:
+    """Return the error for a refused request, in the words of the server."""
+    try:
+        answer = json.loads(data)
+    except ValueError:
+        answer = {"message": data.decode(errors="replace").strip()[:300]}
+    message, reason = answer.get("message", ""), answer.get("reason", "")
+    causes = answer.get("details", {}).get("causes") or []
+    conflicts = [c for c in causes if c.get("reason") == "FieldManagerConflict"]
+    if status == 409 and conflicts:
+        error = Conflict("; ".join(f"{c['field']} is managed by {manager_of(c['message'])}" for c in conflicts))
+        error.conflicts = [(c["field"], manager_of(c["message"])) for c in conflicts]  # type: ignore[attr-defined]
+        return error
+    if status == 401:
+        return Unknown("the log-in is not valid any more", "log in again: `oc login --web`")
+    if status == 403:
+        return Unknown(message, "ask the project's owner for the role `admin`")
+    if status == 500 and "failed to create typed patch object" in message:
+        return Refused(422, "Invalid", message, "the manifest has a field that the cluster does not know")
+    return Refused(status, reason, message or f"{status} for {path}")
+
+
+def manager_of(message: str) -> str:
+    """Return the manager that a conflict's message names: `conflict with "kubectl-set" using apps/v1`."""
+    return message.split('"')[1] if '"' in message else message

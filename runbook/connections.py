@@ -1,0 +1,200 @@
+"""One run's connections to the outside: opened when first used, and the answers to a step's questions."""
+
+from __future__ import annotations
+
+import base64
+import getpass
+import os
+import secrets
+import string
+import sys
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from runbook.clients.cluster import Cluster
+from runbook.clients.database import PasswordFile, Server
+from runbook.clients.git import Git
+from runbook.clients.web import Portal, Web
+from runbook.errors import GuideError, WaitingForPerson
+from runbook.instance import Instance
+from runbook.observed import Observed, Question
+from runbook.plan import Credential, Object
+from runbook.target import Target
+
+
+class Hidden:
+    """A secret value: its text is only given by `reveal`, and no printing, JSON or traceback shows it."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """Return the value itself, for a request's body or a log-in."""
+        return self._value
+
+    def __str__(self) -> str:
+        return "(secret)"
+
+    __repr__ = __str__
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Hidden) and secrets.compare_digest(self._value, other._value)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass
+class Flags:
+    """What the reader asked for on the command line."""
+
+    force: bool = False
+    rotate: bool = False
+    data: bool = False
+    yes: bool = False
+
+
+@dataclass
+class Connections:
+    """The clients of one run, for one instance at one target."""
+
+    instance: Instance
+    target: Target
+    flags: Flags = field(default_factory=Flags)
+    cache: Path = Path()
+    _values: dict[str, Hidden] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def cluster(self) -> Cluster:
+        """The API server and the instance's project."""
+        return Cluster(self.instance.project, self.target.kubeconfig)
+
+    @cached_property
+    def database(self) -> Server:
+        """The instance's database server."""
+        db = self.instance.database
+        return Server(db.host, db.port, {}, self.target.ca)
+
+    @cached_property
+    def web(self) -> Web:
+        """The web as a browser sees it."""
+        return Web(self.target.ca)
+
+    @cached_property
+    def portal(self) -> Portal | None:
+        """The stand-in that plays the person, on the local stack only."""
+        return Portal(self.web, self.target.portal, self.target.token) if self.target.portal else None
+
+    @cached_property
+    def git(self) -> Git:
+        """The app's repository; a private one is read with the credentials that the cluster clones with."""
+        return Git(self.cache, self.target.ca)
+
+    @cached_property
+    def passwords(self) -> PasswordFile:
+        """The reader's own password file."""
+        return PasswordFile(self.target.password_file or PasswordFile.default())
+
+    @cached_property
+    def observed(self) -> Observed:
+        """What is there now."""
+        return Observed(self._answer)
+
+    def changed(self) -> None:
+        """Say that something was changed: what was observed is asked again."""
+        self.observed.forget()
+
+    def administrator(self) -> Any:
+        """Return a connection to the database server as its administrator, whose password the reader's file holds.
+
+        Raises Unknown when there is no password or it is refused: the state of database steps is then unknown.
+        """
+        from runbook.errors import Unknown
+
+        db = self.instance.database
+        found = self.passwords.prepared(db.host, db.port, db.administrator)
+        if found:  # An interrupted change of the password: one of the two is right.
+            try:
+                connection = self.database.log_in(db.administrator, found)
+            except Unknown:
+                self.passwords.settled()
+            else:
+                self.passwords.put(db.host, db.port, db.administrator, found)
+                self.passwords.settled()
+                return connection
+        found = self.passwords.get(db.host, db.port, db.administrator)
+        if found is None:
+            raise Unknown(f"no password of {db.administrator} at {db.host}:{db.port} in {self.passwords.path}",
+                          f"add the line {db.host}:{db.port}:*:{db.administrator}:PASSWORD to it, mode 0600")
+        return self.database.log_in(db.administrator, found)
+
+    def known(self, wanted: Credential) -> Hidden | None:
+        """Return a credential's value without asking anybody and without making one up; None when there is none yet."""
+        if wanted.name in self._values:
+            return self._values[wanted.name]
+        given = _from_environment(wanted)
+        if given is not None:
+            self._values[wanted.name] = given
+            return given
+        if not wanted.secret or self.flags.rotate:
+            return None
+        found = self.observed.object("Secret", wanted.secret) or {}
+        encoded = (found.get("data") or {}).get(wanted.key)
+        return None if encoded is None else Hidden(base64.b64decode(encoded).decode())
+
+    def resolve(self, wanted: Credential) -> Hidden:
+        """Return a credential's value: given, kept, asked for, or made.
+
+        Raises WaitingForPerson when somebody has to give it and nobody is at a terminal.
+        """
+        value = self.known(wanted)
+        if value is None and wanted.generated:
+            alphabet = string.ascii_letters + string.digits
+            value = Hidden("".join(secrets.choice(alphabet) for _ in range(32)))
+        if value is None and wanted.optional:
+            value = Hidden("")
+        if value is None:
+            if not sys.stdin.isatty():
+                raise WaitingForPerson(f"{wanted.label} is not known and nobody is at a terminal to ask",
+                                       f"put it into a file and name it: {wanted.variable}_FILE=FILE")
+            value = Hidden(getpass.getpass(f"{wanted.label}: "))
+        self._values[wanted.name] = value
+        return value
+
+    def learn(self, wanted: Credential, value: str) -> None:
+        """Keep a value that a person gave."""
+        if _from_environment(wanted) is None:
+            self._values[wanted.name] = Hidden(value)
+
+    def close(self) -> None:
+        """Close what was opened."""
+        if "database" in self.__dict__:
+            self.database.close()
+
+    def _answer(self, question: Question) -> Any:
+        if isinstance(question, Object):
+            if question.name.startswith("*"):
+                return self.cluster.list(question.kind, question.name[1:])
+            return self.cluster.get(question)
+        if question == "source":
+            source = self.instance.source
+            return self.git.remote(source.repository, source.branch, source.folder)
+        return self.git.checkout(Path(question.partition(":")[2]))
+
+
+def _from_environment(wanted: Credential) -> Hidden | None:
+    """Return the value that a file or a variable gives; a file's last line break does not belong to it."""
+    named = os.environ.get(wanted.variable + "_FILE")
+    if named:
+        try:
+            return Hidden(Path(named).read_text().removesuffix("\n"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise GuideError(f"{wanted.variable}_FILE names {named}: {error}", "name a readable text file") from error
+    given = os.environ.get(wanted.variable)
+    return None if given is None else Hidden(given)

@@ -1,0 +1,301 @@
+"""Compare a plan's values with what is there, changing nothing: the question behind status, plan and *unchanged*.
+
+For an object of the cluster the server itself answers: a dry-run apply that differs from the live object in nothing
+that matters means that the step is done.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import singledispatch
+from typing import Any
+
+from runbook import admission
+from runbook.clients.cluster import Refused
+from runbook.connections import Connections, Hidden
+from runbook.errors import Conflict, GuideError, Unknown, Unreachable
+from runbook.plan import (
+    Action, Admitted, Answers, Apply, Ask, Credential, Execute, LogIn, Look, Manifest, Object, Proof, Require, Scale,
+    StartBuild, WaitFor, Write, marked,
+)
+
+
+class State(StrEnum):
+    """How a value of a plan, or a whole step, stands."""
+
+    DONE = "done"
+    MISSING = "missing"
+    DRIFTED = "drifted"
+    WAITING = "waiting"
+    UNKNOWN = "unknown"
+    NOT_WANTED = "not wanted"
+    NEW = "new"
+    """Missing, and so much else is missing that the server cannot check it yet."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field that differs; secrets are masked before they come here."""
+
+    path: str
+    found: object
+    wanted: object
+    manager: str = ""
+    """Who manages the field, when it is not the step."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What carrying out a value would change."""
+
+    state: State
+    what: str
+    fields: tuple[Field, ...] = ()
+    note: str = ""
+    cure: str = ""
+    taken: bool = False
+    """Whether somebody else manages fields that the step set before: drift, which a run takes back."""
+    foreign: bool = False
+    """Whether somebody else manages fields of an object that this step never touched: only `--force` takes them."""
+
+
+@singledispatch
+def compare(action: Action, _connections: Connections, _manager: str) -> Difference:
+    """Return what carrying out a value would change; nothing is changed by asking."""
+    raise TypeError(f"no comparison for {type(action).__name__}")
+
+
+@compare.register
+def _(action: Apply, connections: Connections, manager: str) -> Difference:
+    wanted, cluster = action.object, connections.cluster
+    live = connections.observed.object(wanted.kind, wanted.name, wanted.namespace)
+    if live is None:
+        state = State.NEW if action.part else State.MISSING
+        return Difference(state, str(wanted), note="is not there")
+    manifest, unknown = wire(action, connections, manager, make=False)
+    try:
+        after, conflicts = cluster.apply(manifest, manager, dry=True), []
+    except Conflict as error:
+        conflicts = list(getattr(error, "conflicts", []))
+        after = cluster.apply(manifest, manager, dry=True, force=True)
+    managers = dict(conflicts)
+    fields = [Field(f.path, f.found, f.wanted, managers.get("." + f.path, "")) for f in differing(live, after)]
+    fields += [Field(f"stringData.{key}", "(none)", "(secret)") for key in unknown]
+    fields += [Field(path.lstrip("."), "(as wanted)", "(as wanted)", who) for path, who in conflicts
+               if path.lstrip(".") not in {f.path for f in fields}]
+    if not fields:
+        return Difference(State.DONE, str(wanted))
+    ours = any(entry.get("manager") == manager for entry in live["metadata"].get("managedFields", []))
+    return Difference(State.DRIFTED if ours else State.MISSING, str(wanted), tuple(fields),
+                      taken=bool(conflicts) and ours, foreign=bool(conflicts) and not ours)
+
+
+@compare.register
+def _(action: Execute, connections: Connections, _manager: str) -> Difference:
+    what = action.statement.replace("{verifier}", "(secret)")
+    if connections.flags.rotate and action.credential and isinstance(action.unless, str):
+        return Difference(State.MISSING, what, note="a new one is asked for")
+    try:
+        if isinstance(action.unless, LogIn):
+            return _logged_in(action.unless, connections, what)
+        done = connections.database.query(connections.administrator(), action.unless)
+    except Unreachable as error:
+        return Difference(State.NEW, what, note=error.found, cure=error.cure)
+    except Unknown as error:
+        return Difference(State.UNKNOWN, what, note=error.found, cure=error.cure)
+    return Difference(State.DONE if done else State.MISSING, what)
+
+
+def _logged_in(wanted: LogIn, connections: Connections, what: str) -> Difference:
+    """A password is done when a log-in with it works; every role may connect to the database postgres."""
+    value = connections.known(wanted.credential)
+    if value is None:
+        return Difference(State.MISSING, what, note=f"{wanted.credential.label} is not known yet")
+    try:
+        connections.database.log_in(wanted.role, value.reveal())
+    except Unknown as error:
+        if "password authentication failed" in error.found or "does not exist" in error.found:
+            return Difference(State.MISSING, what, note=error.found)
+        raise
+    return Difference(State.DONE, what)
+
+
+@compare.register
+def _(action: WaitFor, connections: Connections, _manager: str) -> Difference:
+    found = connections.cluster.get(action.object)
+    seen = action.condition.test(found)
+    state = State.DONE if not seen else State.NEW if found is None else State.WAITING
+    return Difference(state, f"{action.object} {action.condition.name}", note=seen)
+
+
+@compare.register
+def _(action: Ask, connections: Connections, _manager: str) -> Difference:
+    return proved(action.until, action.deed, connections)
+
+
+def proved(proof: Proof, deed: str, connections: Connections) -> Difference:
+    """Return whether the effect of a person's deed is seen."""
+    if isinstance(proof, Object):
+        try:
+            found = connections.cluster.get(proof)
+        except Unknown:
+            found = None  # A project that does not exist answers "forbidden" to an ordinary user.
+        note = "" if found else f"{proof} is not there"
+    elif isinstance(proof, Answers):
+        note = connections.database.answers()
+    elif isinstance(proof, Admitted):
+        return admission.seen(proof, deed, connections)
+    else:
+        note = "" if connections.known(proof) else f"{proof.label} is not known"
+    return Difference(State.DONE if not note else State.WAITING, deed, note=note)
+
+
+@compare.register
+def _(action: StartBuild, _connections: Connections, _manager: str) -> Difference:
+    return Difference(State.MISSING if action.because else State.DONE, f"build of {action.config}", note=action.because)
+
+
+@compare.register
+def _(action: Scale, connections: Connections, _manager: str) -> Difference:
+    live = connections.observed.object("Deployment", action.deployment)
+    what = f"Deployment {action.deployment}"
+    if live is None:
+        return Difference(State.NEW, what, note="is not there")
+    found = live["spec"].get("replicas", 1)
+    if found == action.replicas:
+        return Difference(State.DONE, what)
+    return Difference(State.MISSING if found == 0 else State.DRIFTED, what,
+                      (Field("spec.replicas", found, action.replicas),))
+
+
+@compare.register
+def _(action: Look, connections: Connections, _manager: str) -> Difference:
+    note = look(action, connections)
+    return Difference(State.DONE if not note else State.WAITING, action.what or action.url + action.path, note=note)
+
+
+def look(action: Look, connections: Connections) -> str:
+    """Return "" when the app answers as wanted, else what is seen."""
+    address = action.url + action.path
+    try:
+        if action.websocket:
+            text = "are you there?"
+            answer = connections.web.echo(address, text)
+            return "" if text in answer else f"{address} answers {answer[:200]!r} to {text!r}"
+        status, text = connections.web.request("GET", address)
+    except Unreachable as error:
+        return error.found
+    if status not in action.status:
+        return f"{address} answers {status}"
+    return "" if action.contains in text else f"{address} does not contain {action.contains!r}"
+
+
+@compare.register
+def _(action: Write, connections: Connections, _manager: str) -> Difference:
+    return Difference(State.MISSING, action.path, note="is to be written")
+
+
+@compare.register
+def _(action: Require, _connections: Connections, _manager: str) -> Difference:
+    return Difference(State.DRIFTED if action.found else State.DONE, action.what, note=action.found, cure=action.cure)
+
+
+def wire(action: Apply, connections: Connections, manager: str, *, make: bool) -> tuple[Manifest, list[str]]:
+    """Return the manifest as it is sent: credentials resolved, secrets as base64, labels of origin added.
+
+    Without `make` nothing is asked for or made up: the keys whose values are not known are left out and returned.
+    """
+    manifest, unknown = copy.deepcopy(marked(action, manager)), []
+    data = {}
+    for key, value in manifest.pop("stringData", {}).items():
+        if isinstance(value, Credential):
+            found = connections.resolve(value) if make else connections.known(value)
+            if found is None and value.optional:
+                found = Hidden("")
+            if found is None:
+                unknown.append(key)
+                continue
+            data[key] = base64.b64encode(found.reveal().encode()).decode()
+        else:
+            data[key] = base64.b64encode(str(value).encode()).decode()
+    if manifest["kind"] == "Secret":
+        manifest["data"] = manifest.get("data", {}) | data
+    return manifest, unknown
+
+
+IGNORED = {"managedFields", "resourceVersion", "generation", "uid", "creationTimestamp"}
+
+
+def differing(live: Manifest, after: Manifest) -> list[Field]:
+    """Return the fields in which two states of an object differ, without what the server itself keeps."""
+    def stripped(found: Manifest) -> Manifest:
+        kept = {key: value for key, value in found.items() if key != "status"}
+        return kept | {"metadata": {k: v for k, v in found["metadata"].items() if k not in IGNORED}}
+
+    fields = list(_walk("", stripped(live), stripped(after)))
+    if live.get("kind") == "Secret":
+        return [Field(f.path, "(secret)" if f.found is not None else None, "(another)") if f.path.startswith("data.")
+                else f for f in fields]
+    return fields
+
+
+def _walk(path: str, live: Any, after: Any) -> Iterator[Field]:
+    if live == after:
+        return
+    if isinstance(live, dict) and isinstance(after, dict):
+        for key in sorted(live.keys() | after.keys()):
+            yield from _walk(f"{path}.{key}" if path else key, live.get(key), after.get(key))
+    elif isinstance(live, list) and isinstance(after, list) and (key := _list_key([*live, *after])):
+        before, then = ({item[key]: item for item in items} for items in (live, after))
+        for name in [*before, *(n for n in then if n not in before)]:
+            shown = f'"{name}"' if isinstance(name, str) else name
+            yield from _walk(f"{path}[{key}={shown}]", before.get(name), then.get(name))
+    else:
+        yield Field(path, live, after)
+
+
+def _list_key(items: list[Any]) -> str:
+    """Return the merge key of a list of objects, written as the API server writes it in a conflict."""
+    for key in ("name", "containerPort", "port", "mountPath", "type"):
+        if items and all(isinstance(item, dict) and key in item for item in items):
+            return key
+    return ""
+
+
+@dataclass
+class Standing:
+    """How one step stands: the sum of its plan's differences."""
+
+    name: str
+    state: State
+    differences: list[Difference] = field(default_factory=list)
+    since: str = ""
+    by: str = ""
+
+
+def summed(differences: list[Difference]) -> State:
+    """Return the state of a step from the states of its values: the worst that a reader must know of."""
+    states = [d.state for d in differences]
+    if all(state is State.DONE for state in states):
+        return State.DONE
+    for state in (State.UNKNOWN, State.DRIFTED):
+        if state in states:
+            return state
+    if State.WAITING in states and not {State.MISSING, State.NEW} & set(states):
+        return State.WAITING
+    objects = [d for d in differences if d.state in (State.DONE, State.MISSING)]
+    return State.DRIFTED if _half_there(objects) else State.MISSING
+
+
+def _half_there(differences: list[Difference]) -> bool:
+    return any(d.state is State.DONE and d.what.startswith(("Secret", "Service", "Deployment", "Route", "CREATE")) for d in differences)
+
+
+def refusal(error: GuideError) -> Difference:
+    """Return a difference that stands for a comparison which could not be made."""
+    state = State.UNKNOWN if isinstance(error, (Unknown, Unreachable, Refused)) else State.MISSING
+    return Difference(state, "", note=error.found, cure=error.cure)

@@ -1,0 +1,241 @@
+"""An instance: the settings of one deployment, read from `instances/<build>.toml` and checked key by key.
+
+The dataclasses below are the one description of the file: names, types, defaults and meaning. A file describes the
+real thing at CERN; its `[local]` table overrides keys for the local stack, with `{https_port}` and the like filled in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from runbook.errors import WrongUse
+
+
+def about(meaning: str, *, default: Any = dataclasses.MISSING) -> Any:
+    """Return a dataclass field whose meaning the reference page shows."""
+    if isinstance(default, dict | list):
+        return field(default_factory=lambda: type(default)(default), metadata={"about": meaning})
+    return field(default=default, metadata={"about": meaning})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """The web site request: what the form at the Web Services portal asks for."""
+
+    owner: str = about("Account that owns the site; a service account outlives people.")
+    type: str = about("Site type in the form.", default="PaaS Web Application")
+    category: Literal["Official", "Personal", "Test"] = about("Test sites cannot be exposed.", default="Official")
+    description: str = about("One sentence for the form.", default="Certification helper of the CMS tracker group")
+    administrators: str = about("E-group whose members administer the site.", default="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repository:
+    """Where the app's source is and how it is built."""
+
+    repository: str = about("Address of the Git repository.")
+    branch: str = about("Branch that this instance runs.", default="master")
+    folder: str = about("Folder of the app inside the repository.", default="")
+    private: bool = about("Whether cloning needs a user and token.", default=False)
+    builder: str = about("Builder image: name:tag of an image stream in the namespace openshift.",
+                         default="python:3.12-ubi9")
+    private_packages: str = about("Host whose private Git packages pip installs, empty for none.", default="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Database:
+    """The PostgreSQL instance of the Database on Demand service (DBoD)."""
+
+    host: str = about("Host name from the DBoD page of the instance.")
+    port: int = about("Port from the DBoD page; every instance has its own.")
+    instance: str = about("Name of the DBoD instance.")
+    name: str = about("Name of the app's database.", default="certhelperdb")
+    role: str = about("Role that owns the database and that the app logs in as.", default="certhelper")
+    administrator: str = about("The role that DBoD gives you.", default="admin")
+    network: str = about("Who must be let in: the network of the cluster's nodes, for pg_hba.conf.",
+                         default="188.184.0.0/15")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Redis:
+    """The Redis server beside the app."""
+
+    name: str = about("Name of its objects and its host name.", default="redis")
+    version: str = about("Tag of the image stream redis in the namespace openshift.", default="7-el9")
+    memory: str = about("Memory limit.", default="512Mi")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignOn:
+    """The registration at the application portal."""
+
+    identifier: str = about("Application identifier: lower case, 3 to 32 characters; one per instance.")
+    issuer: str = about("Issuer of the sign-on tokens.", default="https://auth.cern.ch/auth/realms/cern")
+    callback: str = about("Path that the app serves for the way back from sign-on.",
+                          default="/accounts/oidc/cern/login/callback/")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deploy:
+    """How the app runs."""
+
+    replicas: int = about("Number of pods; the start script migrates, so keep 1.", default=1)
+    timeout: str = about("How long a request may take at the router.", default="5m")
+    memory: str = about("Memory limit of a pod.", default="1Gi")
+    static: str = about("A static file whose answer proves that static files are served.",
+                        default="/static/home/css/style.css")
+    websocket: str = about("Websocket path that echoes; empty when there is none to try.", default="")
+    proof: str = about("A page that proves the database works; empty for the home page.", default="/")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instance:
+    """One deployment: dev, training or production."""
+
+    project: str = about("Name of the project (namespace) on OpenShift.")
+    app: str = about("Name of the app's objects: Deployment, Service, Route, image stream, build config.")
+    host: str = about("Host name of the site, without https://.")
+    api: str = about("Address of the API server of the real instance.", default="https://api.paas.okd.cern.ch:443")
+    target: Literal["", "local", "cern"] = about("Where commands go when neither --target nor RUNBOOK_TARGET says.",
+                                                 default="")
+    site: Site = about("The web site request.")
+    source: Repository = about("The app's source.")
+    database: Database = about("The database.")
+    redis: Redis = about("The Redis server.", default=Redis())
+    sso: SignOn = about("The single sign-on.")
+    deploy: Deploy = about("How the app runs.", default=Deploy())
+    environment: Mapping[str, str] = about("Further variables of the app, none of them secret.", default={})
+    secrets: Mapping[str, str] = about("Further secret variables: the name and what it is; the guide asks for the value.",
+                                       default={})
+    name: str = field(default="", metadata={})
+    """The build: the stem of the file."""
+    path: Path = field(default=Path(), metadata={})
+    at: str = field(default="cern", metadata={})
+    """The target that these settings are for: `local` or `cern`."""
+    port: int = field(default=0, metadata={})
+    """The router's HTTPS port when it is not 443."""
+
+    @property
+    def url(self) -> str:
+        """The address of the app, without a slash at the end."""
+        return f"https://{self.host}" + (f":{self.port}" if self.port else "")
+
+
+def find(folder: Path, build: str) -> Path:
+    """Return the file of a build. Raises WrongUse that names the builds there are."""
+    from runbook.step import suggestion
+
+    known = sorted(path.stem for path in folder.glob("*.toml"))
+    if build not in known:
+        raise WrongUse(f"there is no build {build!r} in {folder.name}/", suggestion(build, known))
+    return folder / f"{build}.toml"
+
+
+def load(path: Path, target: str = "cern", facts: Mapping[str, Any] | None = None) -> Instance:
+    """Read an instance file for a target; `facts` fill the braces in `[local]`.
+
+    Raises WrongUse with file and line for a broken file, an unknown or missing key and a value of the wrong type.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        table = tomllib.loads(text)
+    except OSError as error:
+        raise WrongUse(f"{path}: {error.strerror}", "an instance file is a readable TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        line = re.search(r"at line (\d+)", str(error))
+        where = f"{path}:{line[1]}" if line else str(path)
+        raise WrongUse(f"{where}: not valid TOML: {error}", "mend the line; https://toml.io shows the form") from error
+    local = table.pop("local", {})
+    reader = _Reader(path, text)
+    if not isinstance(local, dict):
+        raise reader.wrong("local", "is a table of overrides")
+    reader.build(Instance, _merged(table, {}), "")
+    if target == "local":
+        table = _merged(table, _filled(local, facts or {}, reader))
+    made: Instance = reader.build(Instance, table, "", local if target == "local" else None)
+    port = int((facts or {}).get("https_port", 0)) if target == "local" else 0
+    return dataclasses.replace(made, name=path.stem, path=path, at=target, port=port)
+
+
+@dataclass
+class _Reader:
+    """Builds dataclasses from tables and knows the line of every key, for messages."""
+
+    path: Path
+    text: str
+
+    def wrong(self, key: str, why: str, cure: str = "") -> WrongUse:
+        return WrongUse(f"{self.path}:{self.line(key)}: {key} {why}", cure)
+
+    def line(self, key: str) -> int:
+        """Return the line of `table.key`, of its table when the key is missing, else 1."""
+        table, _, leaf = key.rpartition(".")
+        current, table_line = "", 1
+        for number, line in enumerate(self.text.splitlines(), 1):
+            if header := re.match(r"\s*\[([^\]]+)\]", line):
+                current = header[1].strip()
+                if current in (key, table):
+                    table_line = number
+            elif current.removeprefix("local").removeprefix(".") == table and re.match(rf"\s*\"?{re.escape(leaf)}\"?\s*[=.]", line):
+                return number
+        return table_line
+
+    def build(self, form: type, table: Mapping[str, Any], prefix: str, local: Mapping[str, Any] | None = None) -> Any:
+        hints = get_type_hints(form)
+        fields = {f.name: f for f in dataclasses.fields(form) if f.metadata}
+        for key in table:
+            if key not in fields:
+                from runbook.step import suggestion
+                raise self.wrong(prefix + key, "is not a setting", suggestion(key, fields))
+        values = {}
+        for name, described in fields.items():
+            if name in table:
+                values[name] = self.value(hints[name], table[name], prefix + name)
+            elif described.default is dataclasses.MISSING and described.default_factory is dataclasses.MISSING:
+                raise self.wrong(prefix + name, "is missing", f"add it: {described.metadata['about']}")
+        return form(**values)
+
+    def value(self, hint: Any, value: Any, key: str) -> Any:
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            if not isinstance(value, dict):
+                raise self.wrong(key, f"must be a table [{key}], found {value!r}")
+            return self.build(hint, value, key + ".")
+        if get_origin(hint) is Literal:
+            if value not in get_args(hint):
+                raise self.wrong(key, f"must be one of {', '.join(map(repr, get_args(hint)))}, found {value!r}")
+        elif isinstance(hint, types.GenericAlias) or get_origin(hint) is not None:
+            if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+                raise self.wrong(key, "must be a table of texts", 'numbers and booleans go in quotes: DJANGO_DEBUG = "False"')
+        elif type(value) is not hint:
+            words = {str: "a text in quotes", int: "a whole number", bool: "true or false"}
+            raise self.wrong(key, f"must be {words[hint]}, found {value!r}")
+        return value
+
+
+def _merged(table: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(table)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _filled(value: Any, facts: Mapping[str, Any], reader: _Reader, key: str = "local") -> Any:
+    """Fill `{fact}` in the texts of `[local]`; a text that is one fact becomes that fact, number or not."""
+    if isinstance(value, dict):
+        return {name: _filled(inner, facts, reader, f"{key}.{name}") for name, inner in value.items()}
+    if not isinstance(value, str):
+        return value
+    try:
+        whole = re.fullmatch(r"\{(\w+)\}", value)
+        return facts[whole[1]] if whole else value.format(**facts)
+    except (KeyError, IndexError, ValueError) as error:
+        raise reader.wrong(key, f"names {error}, which the stack does not give",
+                           "it gives " + ", ".join(sorted(facts))) from error

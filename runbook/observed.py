@@ -1,0 +1,79 @@
+"""What is there now, as far as a step asks for it.
+
+What a step observes is what it asks for: nothing is declared twice and nothing else is fetched. Every answer is kept,
+so that a question is sent once. Without a source of answers nothing is there: so pages are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from runbook.plan import Manifest, Object
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of the app's repository."""
+
+    text: str
+    executable: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """The app's repository as it stands: on the remote branch, or in the reader's checkout."""
+
+    commit: str
+    """The commit; "" for a checkout."""
+    files: Mapping[str, File] = field(default_factory=dict)
+    """Path below the app's folder, and file; binary and very large files are left out."""
+    error: str = ""
+    """Why it could not be read: no repository at the address, no such branch, no access."""
+
+
+Question = Object | str
+"""An object of the cluster, `source` (the remote branch), or the path of a checkout as `checkout:PATH`."""
+
+
+class Observed:
+    """Answers to a step's questions, each asked once."""
+
+    def __init__(self, answer: Callable[[Question], Any] | None = None,
+                 known: Mapping[Question, Any] | None = None) -> None:
+        self._answer = answer
+        self._known: dict[Question, Any] = dict(known or {})
+
+    @property
+    def empty(self) -> bool:
+        """Whether this stands for a state where nothing is known: the page is being made."""
+        return self._answer is None and not self._known
+
+    def object(self, kind: str, name: str, namespace: str = "") -> Manifest | None:
+        """Return an object of the project (or of another namespace), None when there is none."""
+        found: Manifest | None = self._ask(Object(kind, name, namespace))
+        return found
+
+    def objects(self, kind: str, selector: str = "") -> list[Manifest]:
+        """Return the project's objects of a kind that carry the labels."""
+        return self._ask(Object(kind, "*" + selector)) or []
+
+    def source(self) -> Source | None:
+        """Return the app's repository on the instance's branch, None when nothing is known of it."""
+        found: Source | None = self._ask("source")
+        return found
+
+    def checkout(self, path: str) -> Source | None:
+        """Return the reader's checkout."""
+        found: Source | None = self._ask(f"checkout:{path}")
+        return found
+
+    def forget(self) -> None:
+        """Ask again from now on: something was changed."""
+        self._known.clear()
+
+    def _ask(self, question: Question) -> Any:
+        if question not in self._known:
+            self._known[question] = self._answer(question) if self._answer else None
+        return self._known[question]

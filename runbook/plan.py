@@ -1,0 +1,264 @@
+"""The values that a step yields. A plan says what shall be; `apply`, `diff`, `markdown` and `shell` interpret it.
+
+Values hold no client and no secret: a password travels as a `Credential`, a reference that `apply` resolves once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Credential:
+    """A secret value by reference: found in the environment, else in the cluster's Secret, else asked for or made.
+
+    `name` also names the variable `RUNBOOK_<NAME>` and the file variable `RUNBOOK_<NAME>_FILE` that win over all else.
+    """
+
+    name: str
+    label: str
+    """What it is, in the reader's words: prompts and messages use it."""
+    secret: str = ""
+    """The Secret that keeps it."""
+    key: str = ""
+    generated: bool = False
+    """Whether the guide may make it up when nobody gives one."""
+    optional: bool = False
+    """Whether an empty value will do: nothing is asked for then."""
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that gives the value."""
+        return "RUNBOOK_" + self.name.upper().replace("-", "_")
+
+
+@dataclass(frozen=True)
+class Object:
+    """The name of an object in the cluster; without a namespace it is the instance's project."""
+
+    kind: str
+    name: str
+    namespace: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A named state of an object that can be waited for.
+
+    `test` gets the object (None when absent) and returns "" when the state holds, else what is seen instead.
+    `failed` returns why the state can never come, else "". `flag` is the same condition for `kubectl wait`.
+    """
+
+    name: str
+    test: Callable[[Manifest | None], str]
+    flag: str
+    failed: Callable[[Manifest | None], str] = lambda _: ""
+
+
+@dataclass(frozen=True)
+class Apply:
+    """Apply a manifest server-side under the step's field manager.
+
+    `part` marks a manifest that adds fields to an object which another step made.
+    `data` marks an object that holds people's data: undo keeps it unless `--data` is given.
+    """
+
+    manifest: Manifest
+    part: bool = False
+    data: bool = False
+
+    @property
+    def object(self) -> Object:
+        """The name of what is applied."""
+        meta = self.manifest["metadata"]
+        return Object(self.manifest["kind"], meta["name"], meta.get("namespace", ""))
+
+
+@dataclass(frozen=True)
+class LogIn:
+    """Log in to the database server as a role with a credential: the only proof that a password is set."""
+
+    role: str
+    credential: Credential
+
+
+@dataclass(frozen=True)
+class Execute:
+    """Execute SQL as the database administrator unless it has had its effect already.
+
+    `unless` is a query (a row means: done) or a `LogIn`. With a `credential`, `{verifier}` in the statement becomes
+    its SCRAM verifier, so that the password itself is never sent. Every statement runs outside a transaction.
+    """
+
+    statement: str
+    unless: str | LogIn
+    undo: str = ""
+    """The statement that takes it back; "" when that is impossible."""
+    undo_unless: str = ""
+    """A query: a row means that there is nothing to take back."""
+    data: bool = False
+    credential: Credential | None = None
+    keep: str = ""
+    """`administrator`: the credential is the administrator's own and goes into his password file, not the cluster."""
+    instead: str = ""
+    """What to do by hand when it cannot be undone."""
+
+
+@dataclass(frozen=True)
+class WaitFor:
+    """Wait until an object is in a state."""
+
+    object: Object
+    condition: Condition
+    seconds: float = 300
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Proof of a person's deed: something answers at a host and port with TLS as PostgreSQL does."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """Proof of a person's deed: the database server lets a pod of the project in, with TLS.
+
+    Tried from the app's running pod, else from a pod made for it and removed again.
+    """
+
+    host: str
+    port: int
+    role: str
+    database: str
+    image: str
+    deployment: str
+
+
+Proof = Object | Answers | Admitted | Credential
+"""How the effect of a person's deed is seen: an object exists, a server answers, a credential is known."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Ask a person for what only a person can do, then wait until the effect is seen.
+
+    On the local stack its portal plays the person: `form` names the form, `values` fill it.
+    """
+
+    deed: str
+    """One sentence: what the person does."""
+    where: str
+    """The address or place where it is done."""
+    form: str
+    values: Mapping[str, Any]
+    until: Proof
+    instead: str = ""
+    """What to do when this shall be taken back."""
+    gives: Mapping[str, Credential] = field(default_factory=dict)
+    """Values that the person learns: the answer's key and the credential that it becomes."""
+    seconds: float = 1800
+
+
+@dataclass(frozen=True)
+class StartBuild:
+    """Start a build, follow its log, and wait until its image is what the Deployment runs.
+
+    Nothing is started when `because` is empty: it says why a build is needed. The result is the build's name.
+    """
+
+    config: str
+    deployment: str
+    container: str
+    because: str
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Set the number of pods of a Deployment through its scale subresource."""
+
+    deployment: str
+    replicas: int
+
+
+@dataclass(frozen=True)
+class Look:
+    """Look at the running app over HTTPS as a reader's browser would; with `websocket`, send a text and see an answer."""
+
+    url: str
+    path: str
+    status: tuple[int, ...] = (200,)
+    contains: str = ""
+    websocket: bool = False
+    what: str = ""
+
+
+@dataclass(frozen=True)
+class Write:
+    """Write a file in the reader's checkout of the app's repository."""
+
+    path: str
+    text: str
+    executable: bool = False
+
+
+@dataclass(frozen=True)
+class Require:
+    """A check of something that the step cannot mend itself: `found` is empty when it holds."""
+
+    what: str
+    found: str
+    cure: str
+
+
+Action = Apply | Execute | WaitFor | Ask | StartBuild | Scale | Look | Write | Require
+Plan = Generator[Action, Any, None]
+
+
+def secret(name: str, values: Mapping[str, str | Credential], labels: Mapping[str, str] | None = None) -> Manifest:
+    """Return an Opaque Secret; values may be credentials, which stay references until the plan is applied."""
+    meta: Manifest = {"name": name} | ({"labels": dict(labels)} if labels else {})
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": meta, "type": "Opaque", "stringData": dict(values)}
+
+
+def _rolled_out(found: Manifest | None) -> str:
+    """Rolled out means: observed, all wanted pods updated and ready, no old pod left (as `kubectl rollout status`)."""
+    if found is None:
+        return "there is no such Deployment"
+    wanted, status = found["spec"].get("replicas", 1), found.get("status", {})
+    if status.get("observedGeneration", 0) < found["metadata"]["generation"]:
+        return "the controller has not seen the change yet"
+    updated, ready, total = (status.get(key, 0) for key in ("updatedReplicas", "readyReplicas", "replicas"))
+    return "" if updated == ready == total == wanted else f"{updated} of {wanted} pods updated, {ready} ready, {total} in all"
+
+
+def _stuck(found: Manifest | None) -> str:
+    """Return the controller's own word that a roll-out made no progress in time."""
+    conditions = (found or {}).get("status", {}).get("conditions", [])
+    return next((c["message"] for c in conditions
+                 if c["type"] == "Progressing" and c.get("reason") == "ProgressDeadlineExceeded"), "")
+
+
+rolled_out = Condition("rolled out", _rolled_out, "rollout status", _stuck)
+exists = Condition("there", lambda found: "" if found else "not there yet", "jsonpath={.metadata.uid}")
+
+MANAGED_BY = {"app.kubernetes.io/managed-by": "certhelper-guide"}
+"""The label of every object that a step created."""
+
+
+def marked(action: Apply, manager: str) -> Manifest:
+    """Return a manifest with the marks of its origin, unless it adds to what another step made."""
+    if action.part:
+        return action.manifest
+    meta = action.manifest["metadata"]
+    return action.manifest | {"metadata": meta | {
+        "labels": meta.get("labels", {}) | MANAGED_BY,
+        "annotations": meta.get("annotations", {}) | {"guide/step": manager.removeprefix("guide/")}}}

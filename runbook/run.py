@@ -1,0 +1,177 @@
+"""Run steps: ask a step for its plan, compare each value, carry out what differs, and say how it went."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from runbook.apply import Tell, carry_out, undo
+from runbook.connections import Connections
+from runbook.diff import Difference, Standing, State, compare, refusal, summed
+from runbook.errors import Conflict, GuideError, Unknown, Unmet
+from runbook.plan import Action, Apply, Look, StartBuild, WaitFor
+from runbook.step import Runbook, Step
+
+
+@dataclass
+class Outcome:
+    """How one step went: `changed`, `unchanged`, `skipped`, or an error that ended the run."""
+
+    name: str
+    state: str
+    seconds: float
+    detail: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Run:
+    """One run over steps; waits for roll-outs are put off until something needs the running app, and done once."""
+
+    connections: Connections
+    put_off: list[tuple[WaitFor, str]] = field(default_factory=list)
+    deferring: bool = False
+
+    def step(self, wanted: Step, options: Mapping[str, Any], tell: Tell) -> Outcome:
+        """Bring about what a step wants."""
+        started, detail, changed = time.monotonic(), list[str](), False
+        plan = wanted.plan(self.connections.instance, self.connections.observed, **options)
+        try:
+            action = next(plan)
+            while True:
+                did, result = self._value(action, wanted, tell, detail)
+                changed |= did
+                action = plan.send(result)
+        except StopIteration:
+            pass
+        except GuideError as error:
+            error.add_note(wanted.name)
+            raise
+        return Outcome(wanted.name, "changed" if changed else "unchanged", time.monotonic() - started, detail)
+
+    def finish(self, tell: Tell) -> None:
+        """Wait for what was put off."""
+        waits, self.put_off = self.put_off, []
+        for wait, name in {w.object: (w, name) for w, name in waits}.values():
+            try:
+                self._wait(wait, tell)
+            except GuideError as error:
+                error.add_note(name)
+                raise
+
+    def _value(self, action: Action, wanted: Step, tell: Tell, detail: list[str]) -> tuple[bool, Any]:
+        connections = self.connections
+        if isinstance(action, WaitFor) and self.deferring:
+            self.put_off.append((action, wanted.name))
+            return False, None
+        if isinstance(action, (StartBuild, Look)):
+            self.finish(tell)
+        difference = compare(action, connections, wanted.manager)
+        if difference.state is State.DONE:
+            return False, None
+        if difference.state is State.UNKNOWN:
+            raise Unknown(difference.note, difference.cure)
+        if difference.foreign and not connections.flags.force:
+            shown = "\n".join(f"  {f.path}: {f.manager} set {f.found!r}, the guide wants {f.wanted!r}"
+                              for f in difference.fields if f.manager)
+            raise Conflict(f"{difference.what} has fields that somebody else manages:\n{shown}",
+                           "`--force` takes them over")
+        tell(difference.what.partition("\n")[0])
+        result = carry_out(action, difference, connections, wanted.manager, tell)
+        connections.changed()
+        if isinstance(action, (WaitFor, Look)):
+            return False, result
+        detail.append(described(difference))
+        return True, result
+
+    def _wait(self, wait: WaitFor, tell: Tell) -> None:
+        carry_out(wait, Difference(State.WAITING, ""), self.connections, "", tell)
+
+
+def described(difference: Difference) -> str:
+    """Return one line that says what was changed."""
+    fields = "; ".join(f"{f.path}: {short(f.found)} → {short(f.wanted)}" + (f" (was {f.manager}'s)" if f.manager else "")
+                       for f in difference.fields[:4])
+    more = f" and {len(difference.fields) - 4} more" if len(difference.fields) > 4 else ""
+    return difference.what.partition("\n")[0] + (f": {fields}{more}" if fields else "")
+
+
+def short(value: object) -> str:
+    """Return a value as a reader wants to see it in one line."""
+    if value is None:
+        return "(none)"
+    text = value if isinstance(value, str) else str(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def stand(wanted: Step, connections: Connections, options: Mapping[str, Any] | None = None) -> Standing:
+    """Return how a step stands, changing nothing."""
+    if not wanted.wanted(connections.instance):
+        return Standing(wanted.name, State.NOT_WANTED)
+    differences = list(_differences(wanted, connections, options or {}))
+    since, by = _last(wanted, connections)
+    return Standing(wanted.name, summed(differences), differences, since, by)
+
+
+def _differences(wanted: Step, connections: Connections, options: Mapping[str, Any]) -> Iterator[Difference]:
+    plan = wanted.plan(connections.instance, connections.observed, **options)
+    for action in plan:
+        try:
+            difference = compare(action, connections, wanted.manager)
+        except GuideError as error:
+            difference = refusal(error)
+        yield difference
+        # What comes after an effect that is not there yet cannot be looked at.
+        if difference.state not in (State.DONE, State.DRIFTED, State.MISSING) and isinstance(action, (WaitFor, Look)):
+            return
+
+
+def _last(wanted: Step, connections: Connections) -> tuple[str, str]:
+    """Return when the step's field manager wrote last; the cluster remembers it."""
+    times = []
+    plan = wanted.plan(connections.instance, connections.observed)
+    for action in plan:
+        if isinstance(action, Apply):
+            try:
+                live = connections.observed.object(action.object.kind, action.object.name, action.object.namespace)
+            except GuideError:
+                continue
+            times += [e.get("time", "") for e in (live or {}).get("metadata", {}).get("managedFields", [])
+                      if e.get("manager") == wanted.manager]
+    return (max(times), wanted.manager) if times else ("", "")
+
+
+def require_needs(wanted: Step, connections: Connections) -> None:
+    """Raise Unmet when a step that this one needs is not done, with the command that does them all."""
+    unmet = []
+    for need in wanted.needs:
+        found = stand(need, connections)
+        if found.state in (State.MISSING, State.NEW) or (found.state is State.WAITING and not need.person):
+            unmet.append(need.name)
+    if unmet:
+        raise Unmet(f"{wanted.name} needs {', '.join(unmet)} first",
+                    f"`invoke guide.run --build={connections.instance.name} --to={wanted.name}` does them all")
+
+
+def take_back(wanted: Step, connections: Connections) -> Outcome:
+    """Undo a step: its values in reverse order."""
+    started, detail, changed = time.monotonic(), list[str](), False
+    actions = list(wanted.plan(connections.instance, connections.observed))
+    for action in reversed(actions):
+        try:
+            did, kept = undo(action, connections, wanted.manager)
+        except GuideError as error:
+            error.add_note(wanted.name)
+            raise
+        if did:
+            connections.changed()
+            changed = True
+        if kept:
+            detail.append(kept)
+    return Outcome(wanted.name, "changed" if changed else "unchanged", time.monotonic() - started, detail)
+
+
+def order(runbook: Runbook, to: str) -> tuple[Step, ...]:
+    """Return the steps of `guide.run`, up to one of them."""
+    return tuple(runbook.before(runbook.find(to))) if to else runbook.standing

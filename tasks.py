@@ -1,0 +1,207 @@
+"""Every task: those of the guide, made from the runbook, and the project's own (stack, docs, test, check, bench)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from invoke import Collection, Context, Exit, task
+
+from procedures import RUNBOOK
+from runbook.cli import namespace
+from runbook.errors import GuideError
+from runbook.target import Target
+
+ROOT = Path(__file__).parent
+
+
+def local(tell: Callable[[str], None]) -> Target:
+    """Give the local target; the stack is started when none runs."""
+    from stack import commands, state
+
+    with _sentences():
+        here = state.State(state.default_root())
+        known = commands.up(here, tell)
+    facts = {key: known[key] for key in ("https_port", "http_port", "portal", "git", "issuer", "pod_network")}
+    facts |= {f"database_port_{place}": port for place, port in enumerate(here.ports.databases, 1)}
+    return Target("local", Path(known["kubeconfig"]), Path(known["ca"]), known["portal"], here.tokens.member,
+                  Path(known["pgpass"]), facts)
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Pass the stack's sentences on as the guide's errors."""
+    from stack.errors import StackError
+
+    try:
+        yield
+    except StackError as error:
+        raise GuideError(str(error)) from error
+
+
+def _stack(given: dict[str, Any], do: Callable[[Any, Any], None]) -> None:
+    from runbook.cli import reporting
+    from stack.state import State, default_root
+
+    with reporting(given) as report, _sentences():
+        do(State(default_root()), report)
+
+
+@task(name="up", auto_shortflags=False)
+def stack_up(_c: Context, *, debug: bool = False) -> None:
+    """Start the local stack: a small CERN on this machine.
+
+    Example: invoke stack.up
+    """
+    def do(state: Any, report: Any) -> None:
+        from stack import commands
+
+        known = commands.up(state, report.line)
+        report.line(f"ready: {known['server']}  (portal {known['portal']}, local CA {known['ca']})")
+
+    _stack({"debug": debug}, do)
+
+
+@task(name="down", auto_shortflags=False, help={"wipe": "Remove also everything that it kept."})
+def stack_down(_c: Context, *, wipe: bool = False, debug: bool = False) -> None:
+    """Stop the local stack.
+
+    Example: invoke stack.down --wipe
+    """
+    def do(state: Any, report: Any) -> None:
+        from stack import commands
+
+        commands.down(state, wipe=wipe, progress=report.line)
+
+    _stack({"debug": debug}, do)
+
+
+@task(name="status", auto_shortflags=False, help={"json": "Print JSON."})
+def stack_status(_c: Context, *, json: bool = False, debug: bool = False) -> None:  # noqa: A002
+    """Show the parts of the local stack: state, version, and where each program came from.
+
+    Example: invoke stack.status --json
+    """
+    def do(state: Any, report: Any) -> None:
+        from stack import commands
+
+        found = commands.status(state)
+        if json:
+            print_json(found)
+        else:
+            for row in found["parts"]:
+                memory = f"{row['memory'] / 1e6:5.0f} MB" if row.get("memory") else ""
+                report.line(f"{row['state']:<10} {row['part']:<26} {row.get('version') or '':<12} {row.get('link') or '':<22} "
+                            f"{row.get('address') or '':<24} {memory}".rstrip())
+            if not found["running"]:
+                report.line(f"no stack runs in {found['state']}; `invoke stack.up` starts it")
+        raise Exit(code=0 if found["ready"] else 3)
+
+    _stack({"debug": debug}, do)
+
+
+def print_json(value: object) -> None:
+    """Print a value as JSON."""
+    sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
+
+
+@task(name="logs", auto_shortflags=False, positional=["name"], help={"name": "The part.", "follow": "Go on as lines come."})
+def stack_logs(_c: Context, name: str, *, follow: bool = False, debug: bool = False) -> None:
+    """Print the log of a part of the local stack.
+
+    Example: invoke stack.logs kube-apiserver
+    """
+    def do(state: Any, report: Any) -> None:
+        from stack import commands
+
+        for line in commands.logs(state, name, follow=follow):
+            report.line(line)
+
+    _stack({"debug": debug}, do)
+
+
+@task(name="env", auto_shortflags=False)
+def stack_env(_c: Context, *, debug: bool = False) -> None:
+    """Print shell exports to use the local stack with kubectl, oc and psql as a project member.
+
+    Example: eval "$(invoke stack.env)"
+    """
+    def do(state: Any, _report: Any) -> None:
+        from stack import commands
+
+        sys.stdout.write(commands.env(state))
+
+    _stack({"debug": debug}, do)
+
+
+MKDOCS = {"DISABLE_MKDOCS_2_WARNING": "true", "NO_MKDOCS_2_WARNING": "1"}
+"""Silences the banners of the theme and its plug-ins."""
+
+
+@task(name="build", auto_shortflags=False)
+def docs_build(_c: Context) -> None:
+    """Build the site into site/; any warning fails.
+
+    Example: invoke docs.build
+    """
+    _run([sys.executable, "-m", "mkdocs", "build", "--strict"], MKDOCS)
+
+
+@task(name="serve", auto_shortflags=False)
+def docs_serve(_c: Context) -> None:
+    """Serve the site on this machine and renew it when a page or a procedure changes.
+
+    Example: invoke docs.serve
+    """
+    _run([sys.executable, "-m", "mkdocs", "serve", "--strict", "--watch", "procedures", "--watch", "runbook"], MKDOCS)
+
+
+@task(auto_shortflags=False)
+def check(_c: Context) -> None:
+    """Check the code: ruff, mypy strict, and the walls between the folders.
+
+    Example: invoke check
+    """
+    bin_folder = Path(sys.executable).parent
+    _run([str(bin_folder / "ruff"), "check", "."])
+    _run([str(bin_folder / "mypy")])
+    _run([str(bin_folder / "lint-imports"), "--no-cache"])
+
+
+@task(auto_shortflags=False, pre=[check], help={"only": "Only the tests whose names match (pytest's -k)."})
+def test(_c: Context, *, only: str = "") -> None:
+    """Check everything: code, units, pages, and the guide end to end on the local stack.
+
+    Example: invoke test
+    """
+    chosen = ["-k", only] if only else []
+    _run([sys.executable, "-m", "pytest", "--durations=15", *chosen])
+
+
+@task(auto_shortflags=False, help={"cold": "Also build the control plane, beside a bare go build."})
+def bench(_c: Context, *, cold: bool = False) -> None:
+    """Measure: start, second run, memory, engine; printed as a table and written to bench.json.
+
+    Example: invoke bench
+    """
+    _run([sys.executable, str(ROOT / "tests" / "bench.py"), *(["--cold"] if cold else [])])
+
+
+def _run(command: list[str], environment: dict[str, str] | None = None) -> None:
+    """Run a program of the project from its root; its exit code is ours."""
+    code = subprocess.run(command, cwd=ROOT, env=os.environ | (environment or {}), check=False).returncode
+    if code:
+        raise Exit(code=code)
+
+
+ns = namespace(RUNBOOK, ROOT / "instances", local)
+ns.add_collection(Collection("stack", stack_up, stack_down, stack_status, stack_logs, stack_env))
+ns.add_collection(Collection("docs", docs_build, docs_serve))
+for _each in (check, test, bench):
+    ns.add_task(_each)
