@@ -1,8 +1,8 @@
 """What a fresh API server needs to look like CERN's: OpenShift's kinds and roles, CERN's storage classes and policies.
 
 Stands for: the parts of OKD and of CERN PaaS that a project finds ready. OpenShift's kinds (`stack/openshift/make.py`)
-are added to the roles admin, edit and view with the verbs of OpenShift's own roles. Every user who is logged in may read
-the storage classes and, in the namespace `openshift`, image streams and templates; nobody but the stack may list
+are added to the roles admin, edit and view with the verbs of OpenShift's own roles. Every user who is logged in may
+read the storage classes and, in the namespace `openshift`, image streams and templates; nobody but the stack may list
 namespaces. A Route gets the host `<route>-<project>.localhost` when it names none, and the address list of its
 namespace's annotation `custom-ingress.okd.cern.ch/default-route-ip-whitelist` when it has none; an empty list is
 respected. Hosts of the platform itself are reserved.
