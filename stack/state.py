@@ -62,6 +62,8 @@ class Tokens:
 
     admin: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     """Administrator of the cluster: the stack's own parts only."""
+    controllers: str = field(default_factory=lambda: secrets.token_urlsafe(32))
+    """The cluster's own controllers, so that the audit log tells them from the stack's administrator."""
     member: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     """An ordinary user, who gets `admin` on the projects that the portal makes for him. The guide runs as this user."""
     stranger: str = field(default_factory=lambda: secrets.token_urlsafe(32))
@@ -190,6 +192,9 @@ class State:
 
     def keep_tokens(self) -> Tokens:
         """Return the tokens, made on the first call."""
-        if not self.path("tokens.json").exists():
-            self.write_json("tokens.json", asdict(Tokens()))
-        return self.tokens
+        path = self.path("tokens.json")
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        tokens = Tokens(**kept)
+        if asdict(tokens) != kept:
+            self.write_json("tokens.json", asdict(tokens))
+        return tokens

@@ -1,0 +1,284 @@
+"""What `stack.up`, `stack.down`, `stack.status`, `stack.logs` and `stack.env` do."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import stat
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from stack import binaries, launch
+from stack.api import Api, ApiError
+from stack.errors import StackError
+from stack.state import State
+
+__all__ = ["StackError", "down", "env", "logs", "status", "up"]
+
+HOPELESS = 6
+"""Failed starts of one part after which `up` no longer waits for it."""
+START = 240.0
+"""Seconds that a start may take, programs in place, before it is given up."""
+
+
+def up(state: State, progress: binaries.Progress = print) -> dict[str, Any]:
+    """Start the stack unless it runs, wait until every part is ready, and return how to use it (`connection.json`).
+
+    Raises StackError with what is in the way, where it was seen and what to do.
+    """
+    if launch.running(state) and _answers(state):
+        return connection(state)
+    with launch.sentences(state):
+        started = launch.launch(state, progress)
+    seen: dict[str, str] = {}
+    begun = time.monotonic()
+    deadline = begun + START
+    while not (state.connection.exists() and _answers(state)):
+        if not launch.running(state):
+            if not started:  # the one that was there has just been stopped
+                started = launch.launch(state, progress)
+                continue
+            raise StackError(f"the stack ended while it started: {_last_lines(state, 'supervisor')}")
+        _report(state, seen, progress)
+        if time.monotonic() > deadline or _hopeless(state):
+            raise StackError(_not_ready(state, time.monotonic() - begun))
+        time.sleep(0.03)
+    _report(state, seen, progress)
+    return connection(state)
+
+
+def connection(state: State) -> dict[str, Any]:
+    """Return how to use a running stack. Raises StackError when none is ready."""
+    try:
+        found: dict[str, Any] = json.loads(state.connection.read_text())
+    except OSError as error:
+        raise StackError(f"no stack runs in {state.root}; start it with stack.up") from error
+    return found
+
+
+def down(state: State, *, wipe: bool = False, progress: binaries.Progress = print) -> None:
+    """Stop the stack, and with `wipe` remove its state folder; one that does not run is fine."""
+    if launch.running(state):
+        pid = int(state.path("run", "outer.pid").read_text())
+        state.connection.unlink(missing_ok=True)
+        os.kill(pid, signal.SIGTERM)
+        if not _until(lambda: not launch.running(state), 25):
+            # Nothing outlives the outer supervisor: the kernel ends the rest.
+            os.kill(pid, signal.SIGKILL)
+            _until(lambda: not launch.running(state), 5)
+        progress("stack: stopped")
+    if wipe and state.root.exists():
+        with launch.sentences(state):
+            if not state.path("ports.json").exists() and any(state.root.iterdir()):
+                raise StackError(f"{state.root} does not look like the state folder of a stack; remove it yourself")
+            _remove(state.root)
+        progress(f"stack: {state.root} removed")
+
+
+def status(state: State) -> dict[str, Any]:
+    """Return what runs: `running`, `ready`, `server`, and `parts` as rows.
+
+    A row has part, state, detail, pid (on the host), restarts, version, link, path, address and memory (bytes, shared
+    pages counted by share). Programs that run inside pods are listed with their link and version too.
+    """
+    running = launch.running(state)
+    rows = []
+    for role in ("outer", "inner"):
+        known = _read(state.path("run", f"{role}.json")) if running else {}
+        for name, about in known.items():
+            rows.append({"part": name, "state": about["state"], "detail": about["detail"],
+                         "pid": about["pid"], "restarts": about["restarts"], "role": role})
+    if running:
+        _add_processes(state, rows)
+    for row in rows:
+        row.pop("role")
+        row.update(_program(PROGRAM_OF.get(row["part"], "postgres" if row["part"].startswith("database-") else "")))
+        row["address"] = _address(state, row["part"])
+    used = {row["program"] for row in rows}
+    programs = [_program(name) for name in launch.NEEDED if name not in used]
+    return {"running": running, "ready": running and state.connection.exists(), "state": str(state.root),
+            "server": state.server if state.path("ports.json").exists() else "",
+            "memory": sum(row.get("memory") or 0 for row in rows), "parts": rows, "programs": programs}
+
+
+PROGRAM_OF = {"etcd": "etcd", "kube-apiserver": "kube-apiserver", "haproxy": "haproxy",
+              "kube-controller-manager": "kube-controller-manager"}
+
+
+def logs(state: State, name: str, *, follow: bool = False) -> Iterator[str]:
+    """Yield the lines of a part's log, with `follow` also those to come. Raises StackError for an unknown part."""
+    path = _log(state, name)
+    if not path.exists():
+        names = sorted({each.stem for each in state.logs.glob("*.log")}
+                       | {f"database-{each.parent.name}" for each in state.databases.glob("*/log")})
+        known = f"there are logs of {', '.join(names)}" if names else "the stack has not run yet (stack.up)"
+        raise StackError(f"there is no log of a part {name!r}; {known}")
+    with path.open(errors="replace") as file:
+        while True:
+            yield from (line.rstrip("\n") for line in file)
+            if not follow:
+                return
+            time.sleep(0.2)
+
+
+def env(state: State) -> str:
+    """Return shell exports with which kubectl, oc, psql and curl use the stack as the project member."""
+    known = connection(state)
+    values = {"KUBECONFIG": known["kubeconfig"], "PGPASSFILE": known["pgpass"], "PGSSLROOTCERT": known["ca"],
+              "PGSSLMODE": "verify-full", "RUNBOOK_CA": known["ca"], "RUNBOOK_SERVER": known["server"],
+              "RUNBOOK_STATE": str(state.root), "CURL_CA_BUNDLE": known["ca"], "GIT_SSL_CAINFO": known["ca"],
+              "RUNBOOK_PORTAL": known["portal"], "RUNBOOK_GIT": known["git"]}
+    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in values.items())
+
+
+def _answers(state: State) -> bool:
+    """Tell whether the API answers for everybody, through HAProxy."""
+    try:
+        if not state.connection.exists():
+            return False
+        return bool(Api(state.server, state.tokens.member, state.ca).request("GET", "/readyz", timeout=2) == "ok")
+    except (ApiError, OSError):
+        return False
+
+
+def _report(state: State, seen: dict[str, str], progress: binaries.Progress) -> None:
+    for role in ("outer", "inner"):
+        for name, about in _read(state.path("run", f"{role}.json")).items():
+            line = f"{about['state']} {about['detail']}".strip()
+            if about["state"] in ("ready", "done", "restarting") and seen.get(name) != line and name != "inner":
+                seen[name] = line
+                progress(f"{name}: {line}")
+
+
+def _hopeless(state: State) -> bool:
+    """Tell whether a part has died at each of many attempts to start it."""
+    return any(about["restarts"] >= HOPELESS for role in ("outer", "inner")
+               for about in _read(state.path("run", f"{role}.json")).values()
+               if about["state"] in ("starting", "restarting"))
+
+
+def _not_ready(state: State, seconds: float) -> str:
+    late = {name: about for role in ("outer", "inner") for name, about in _read(
+        state.path("run", f"{role}.json")).items() if about["state"] not in ("ready", "done") and name != "inner"}
+    if not late:
+        return f"the stack is not ready after {seconds:.0f} s; see stack.logs inner"
+    name, about = max(late.items(), key=lambda item: item[1]["restarts"])
+    return (f"the stack is not ready after {seconds:.0f} s: {name} is {about['state']} ({about['detail'] or 'no answer'}); "
+            f"its last words: {_last_lines(state, name)}; all of them: stack.logs {name}")
+
+
+def _last_lines(state: State, name: str) -> str:
+    try:
+        lines = _log(state, name).read_text(errors="replace").strip().splitlines()[-3:]
+    except OSError:
+        lines = []
+    return " / ".join(line.strip()[-300:] for line in lines) or "none"
+
+
+def _log(state: State, name: str) -> Path:
+    if name.startswith("database-"):
+        return state.databases / Path(name.removeprefix("database-")).name / "log"
+    return state.logs / f"{Path(name).name}.log"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _until(condition: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def _remove(root: Path) -> None:
+    """Remove a folder; overlays leave folders behind that nobody may enter, not even their owner."""
+    for folder, names, _ in os.walk(root):
+        for name in names:
+            path = Path(folder, name)
+            if not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) & 0o700 != 0o700:
+                path.chmod(0o700)
+    shutil.rmtree(root)
+
+
+def _program(name: str) -> dict[str, Any]:
+    if not name:
+        return {"program": "", "version": "", "link": "this checkout", "path": ""}
+    try:
+        found = binaries.found(name)
+    except StackError as error:
+        return {"program": name, "version": "", "link": str(error), "path": ""}
+    if not found:
+        return {"program": name, "version": "", "link": "not found yet", "path": ""}
+    return {"program": name, "version": found.version, "link": found.link, "path": str(found.path)}
+
+
+def _address(state: State, part: str) -> str:
+    if part.startswith("database-"):
+        about = _read(state.databases / part.removeprefix("database-") / "server.json")
+        return f"127.0.0.1:{about.get('port', '?')}"
+    return {"haproxy": f"{state.server}, {state.url('*.localhost')}", "kube-apiserver": state.server,
+            "portal": state.url("portal.localhost"), "builder": str(state.builder_socket)}.get(part, "")
+
+
+def _add_processes(state: State, rows: list[dict[str, Any]]) -> None:
+    """Add each part's number on the host and the memory of it and of all that it started."""
+    parents: dict[int, list[int]] = {}
+    inside: dict[int, int] = {}
+    top = int(state.path("run", "outer.pid").read_text())
+    for process in Path("/proc").glob("[0-9]*/status"):
+        try:
+            about = dict(line.split(":\t", 1) for line in process.read_text().splitlines() if ":\t" in line)
+        except OSError:
+            continue
+        pid = int(about["Pid"])
+        parents.setdefault(int(about["PPid"]), []).append(pid)
+        inside[pid] = int(about.get("NSpid", str(pid)).split()[1 if len(about.get("NSpid", "").split()) > 1 else 0])
+    below = _tree(top, parents)
+    counted: set[int] = set()
+    for row in sorted(rows, key=lambda row: row["part"] == "inner"):
+        if row["role"] == "inner" and row["pid"]:
+            row["pid"] = next((pid for pid in below if inside[pid] == row["pid"] and pid != inside[pid]), 0)
+        family = _tree(row["pid"], parents) - counted if row["pid"] else set()
+        counted |= family
+        row["memory"] = sum(_memory(pid) for pid in family)
+    rows.append({"part": "supervisor", "state": "ready", "detail": "", "pid": top, "restarts": 0, "role": "outer",
+                 "memory": _memory(top)})
+
+
+def _tree(top: int, parents: dict[int, list[int]]) -> set[int]:
+    found, left = set(), [top]
+    while left:
+        pid = left.pop()
+        found.add(pid)
+        left.extend(parents.get(pid, []))
+    return found
+
+
+def _memory(pid: int) -> int:
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    return 0
+
+
+def kubectl(state: State, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run kubectl as the project member; for tests of the commands that pages show."""
+    return subprocess.run([str(binaries.find("kubectl").path), *arguments], capture_output=True, text=True, check=False,
+                          env=os.environ | {"KUBECONFIG": str(state.kubeconfig)})
