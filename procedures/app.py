@@ -17,9 +17,12 @@ GROUP = "certhelper"
 
 
 def _admitted(found: Manifest | None) -> str:
-    words = [f"{c.get('reason', '')}: {c.get('message', '')}".strip(": ") or "refused" for c in _admissions(found)
-             if c["status"] != "True"]
-    return "" if any(c["status"] == "True" for c in _admissions(found)) else words[0] if words else "no router has looked at it yet"
+    said = _admissions(found)
+    if any(c["status"] == "True" for c in said):
+        return ""
+    if not said:
+        return "no router has looked at it yet"
+    return f"{said[0].get('reason', '')}: {said[0].get('message', '')}".strip(": ")
 
 
 def _refused(found: Manifest | None) -> str:
@@ -53,21 +56,21 @@ def package_credentials(instance: Instance) -> dict[str, Credential]:
     """The user and token for private Git packages: files beside `assemble`, for the time of a build."""
     host = instance.source.private_packages
     user, token = source.TOKEN_KEYS
-    return {user: Credential("cern-gitlab-user", f"user of the deploy token at {host}", secret=f"{instance.app}-build", key=user),
-            token: Credential("cern-gitlab-token", f"deploy token with read_repository at {host}",
-                              secret=f"{instance.app}-build", key=token)}
+    kept = f"{instance.app}-build"
+    return {user: Credential("cern-gitlab-user", f"user of the deploy token at {host}", kept, user),
+            token: Credential("cern-gitlab-token", f"deploy token with read_repository at {host}", kept, token)}
 
 
 @step(
     needs=(project.request, source.check),
     see="The Route is admitted; the Deployment is there with no pod yet, because nothing was built.",
     otherwise=(
-        ("`HostAlreadyClaimed`", ("Another Route has this host. Choose another one as `host` in the instance file, or ask "
-                                 "the owner of the other site to give it up.")),
+        ("`HostAlreadyClaimed`", ("Another Route has this host. Choose another one as `host` in the instance file, or "
+                                  "ask the owner of the other site to give it up.")),
         ("`… is reserved`", ("The platform keeps some names for itself. Ask for the name in a Service Now ticket, or "
                             "choose another one.")),
-        ("The console says `exceeded quota`.", ("The project's quota is used up (by default one CPU of requests). Lower "
-                                               "`memory` below [deploy], or ask for more in a ticket.")),
+        ("The console says `exceeded quota`.", ("The project's quota is used up (by default one CPU of requests). "
+                                               "Lower `memory` below [deploy], or ask for more in a ticket.")),
     ),
     unconfirmed="Whether the platform lets server-side apply set build configs, image streams and routes: "
                 "`oc apply --server-side --dry-run=server -f FILE` on each would tell.",
@@ -84,8 +87,8 @@ def create(instance: Instance, observed: Observed) -> Plan:
                   else f"there is no image stream {stream} in the namespace openshift",
                   "put one that exists into the instance file as `builder` below [source]")
     if wanted.private:
-        yield Apply(secret(f"{instance.app}-source", {"username": source_user(instance), "password": source_token(instance)},
-                           labels(instance)) | {"type": "kubernetes.io/basic-auth"})
+        cloning = {"username": source_user(instance), "password": source_token(instance)}
+        yield Apply(secret(f"{instance.app}-source", cloning, labels(instance)) | {"type": "kubernetes.io/basic-auth"})
     if wanted.private_packages:
         yield Apply(secret(f"{instance.app}-build", package_credentials(instance), labels(instance)))
     yield Apply(image_stream(instance))
@@ -175,7 +178,8 @@ def deployment(instance: Instance, observed: Observed) -> Manifest:
         "imagePullPolicy": "IfNotPresent",
         "ports": [{"containerPort": PORT, "protocol": "TCP"}],
         # Django answers 400 to a host that it does not know, and a probe would come with the pod's address.
-        "readinessProbe": {"httpGet": {"path": "/", "port": PORT, "httpHeaders": [{"name": "Host", "value": "127.0.0.1"}]},
+        "readinessProbe": {"httpGet": {"path": "/", "port": PORT,
+                                       "httpHeaders": [{"name": "Host", "value": "127.0.0.1"}]},
                            "periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 3},
         # The port opens only after the migrations, and nobody wants a pod killed in the middle of one.
         "livenessProbe": {"tcpSocket": {"port": PORT}, "initialDelaySeconds": 300, "periodSeconds": 20,
@@ -202,12 +206,17 @@ def image(instance: Instance, deployed: Manifest | None, stream: Manifest | None
 
     Before the first build it is a name that the image trigger replaces.
     """
-    running = next((c["image"] for c in deployed["spec"]["template"]["spec"]["containers"] if c["name"] == instance.app),
-                   "") if deployed else ""
+    runs = running(deployed, instance.app)
     tagged = latest(stream)
-    if tagged and tagged.rpartition("@")[2] not in running:
+    if tagged and tagged.rpartition("@")[2] not in runs:
         return tagged
-    return running or f"{REGISTRY}/{instance.project}/{instance.app}:latest"
+    return runs or f"{REGISTRY}/{instance.project}/{instance.app}:latest"
+
+
+def running(deployment: Manifest | None, container: str) -> str:
+    """Return the image that a Deployment's container runs, "" when there is none."""
+    return next((c["image"] for c in deployment["spec"]["template"]["spec"]["containers"] if c["name"] == container),
+                "") if deployment else ""
 
 
 def latest(stream: Manifest | None) -> str:
@@ -217,7 +226,7 @@ def latest(stream: Manifest | None) -> str:
 
 
 def quantity(text: str) -> str:
-    """Return a memory size as the API server writes it: `1024Mi` is `1Gi`, or another manager's value seems to differ."""
+    """Return a memory size as the API server writes it, so that `1024Mi` and `1Gi` are no difference."""
     units = ["", "Ki", "Mi", "Gi", "Ti"]
     found = re.fullmatch(r"(\d+)([KMGT]i)?", text)
     if not found:

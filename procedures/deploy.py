@@ -18,12 +18,12 @@ HELD = "guide/held"
     otherwise=(
         ("The build's log ends with `Could not find a version` or `THESE PACKAGES DO NOT MATCH THE HASHES`.",
          "The lock does not fit: renew it in your checkout, commit, push."),
-        ("`CrashLoopBackOff`", ("The last lines of the pod's log, which this step shows, name the cause: mostly a variable "
-                               "(`environment.check`) or the database (`database.access`).")),
+        ("`CrashLoopBackOff`", ("The last lines of the pod's log, which this step shows, name the cause: mostly a "
+                               "variable (`environment.check`) or the database (`database.access`).")),
         ("`0 of 1 pods`, and no pod appears.", "The quota of the project is used up: `oc describe quota`."),
         ("`OOMKilled`", "The app needs more memory: raise `memory` below [deploy]."),
-        ("The site answers `Application is not available`.", ("No pod is ready: the readiness probe asks for / and wants "
-                                                             "an answer below 400.")),
+        ("The site answers `Application is not available`.", ("No pod is ready: the readiness probe asks for / and "
+                                                             "wants an answer below 400.")),
         ("A request ends after exactly 30 seconds.", "The Route lost its timeout annotation: run `app.create`."),
     ),
 )
@@ -34,7 +34,8 @@ def build(instance: Instance, observed: Observed, *,
     held = holder(observed.object("ImageStream", name))
     yield Require("nobody holds an older image when a build is asked for", held if again else "",
                   f"take the annotation {HELD} off the image stream {name} when its reason is gone")
-    yield StartBuild(name, name, name, "" if held else "you asked for it again" if again else because(instance, observed))
+    reason = "you asked for it again" if again else because(instance, observed)
+    yield StartBuild(name, name, name, "" if held else reason)
     yield Scale(name, wanted.replicas)
     yield WaitFor(Object("Deployment", name), rolled_out, seconds=600)
     if not wanted.replicas:
@@ -50,7 +51,7 @@ def build(instance: Instance, observed: Observed, *,
 
 def because(instance: Instance, observed: Observed) -> str:
     """Return why a build is needed; "" when the running image is the newest commit's with today's settings."""
-    image = running(observed.object("Deployment", instance.app), instance.app)
+    image = app.running(observed.object("Deployment", instance.app), instance.app)
     digest = image.partition("@")[2]
     if not digest:
         return "nothing was built yet"
@@ -64,12 +65,6 @@ def because(instance: Instance, observed: Observed) -> str:
         return f"the branch {instance.source.branch} is at {newest.commit[:8]}, what runs was built from {commit[:8]}"
     changed = changed_settings(made, observed.object("BuildConfig", instance.app), builder_images(instance, observed))
     return f"the build settings changed: {', '.join(changed)}" if changed else ""
-
-
-def running(deployment: Manifest | None, container: str) -> str:
-    """Return the image that a Deployment's container runs, "" when there is none."""
-    return next((c["image"] for c in deployment["spec"]["template"]["spec"]["containers"] if c["name"] == container),
-                "") if deployment else ""
 
 
 def digest_of(build: Manifest) -> str:
@@ -113,8 +108,8 @@ def builder_images(instance: Instance, observed: Observed) -> frozenset[str]:
     """Return every reference that the builder's tag has had."""
     stream, _, tag = instance.source.builder.partition(":")
     found = observed.object("ImageStream", stream, "openshift") or {}
-    return frozenset(item["dockerImageReference"] for known in found.get("status", {}).get("tags", []) if known["tag"] == tag
-                     for item in known.get("items") or [])
+    return frozenset(item["dockerImageReference"] for known in found.get("status", {}).get("tags", [])
+                     if known["tag"] == tag for item in known.get("items") or [])
 
 
 def holder(stream: Manifest | None) -> str:

@@ -4,14 +4,14 @@ Variables stand on the Deployment. On the build config they would become part of
 """
 
 import ast
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from procedures import app, database, redis, source, sso
 from runbook.instance import Instance
 from runbook.observed import File, Observed
-from runbook.plan import Apply, Credential, Manifest, Plan, Require, secret
+from runbook.plan import Apply, Credential, Manifest, Object, Plan, Require, WaitFor, rolled_out, secret
 from runbook.step import step
 
 Need = Literal["required", "optional", "obsolete", "trap"]
@@ -74,10 +74,10 @@ def own_secret(instance: Instance) -> str:
 VARIABLES = (
     Variable("DJANGO_SECRET_KEY", "Signs sessions and tokens; another one signs everybody off.", "required", "secret",
              "settings", "made once", _own("DJANGO_SECRET_KEY", "secret key of Django", generated=True)),
-    Variable("DJANGO_ALLOWED_HOSTS", "The one host name that the app answers to; 127.0.0.1 is always added.", "required",
-             "plain", "settings", "`host` of the instance file", lambda instance: instance.host),
-    Variable("CSRF_TRUSTED_ORIGINS", "The one origin, with https://, whose forms are accepted. Empty, `manage.py check` "
-             "fails with 4_0.E001.", "required", "plain", "settings", "`host` of the instance file",
+    Variable("DJANGO_ALLOWED_HOSTS", "The one host name that the app answers to; 127.0.0.1 is always added.",
+             "required", "plain", "settings", "`host` of the instance file", lambda instance: instance.host),
+    Variable("CSRF_TRUSTED_ORIGINS", "The one origin, with https://, whose forms are accepted. Empty, `manage.py "
+             "check` fails with 4_0.E001.", "required", "plain", "settings", "`host` of the instance file",
              lambda instance: instance.url),
     Variable("DJANGO_DEBUG", "Shows tracebacks to visitors: never on a site.", "optional", "plain", "settings", "False",
              lambda _: "False"),
@@ -113,13 +113,14 @@ VARIABLES = (
     Variable("OMS_API_AUDIENCE", "Audience of the OMS token; the default is right.", "optional", "plain",
              "omsapi/apiconfig.py", "[environment] of the instance file"),
     Variable("SSO_CLIENT_ID", "Client ID for calls to RunRegistry. A file `.env` is not enough: the library reads the "
-             "process environment.", "optional", "secret", "runregistry, cernrequests", "RUNBOOK_SSO_CLIENT_ID, when given",
+             "process environment.", "optional", "secret", "runregistry, cernrequests",
+             "RUNBOOK_SSO_CLIENT_ID, when given",
              _own("SSO_CLIENT_ID", "Client ID for RunRegistry", optional=True)),
     Variable("SSO_CLIENT_SECRET", "Its secret.", "optional", "secret", "runregistry, cernrequests",
              "RUNBOOK_SSO_CLIENT_SECRET, when given",
              _own("SSO_CLIENT_SECRET", "Client Secret for RunRegistry", optional=True)),
-    Variable("DJANGO_SECRET_ACC", "Account for the tracker maps over SSH; `admin` when not given.", "optional", "secret",
-             "settings, remotescripts/views.py", "RUNBOOK_DJANGO_SECRET_ACC, when given",
+    Variable("DJANGO_SECRET_ACC", "Account for the tracker maps over SSH; `admin` when not given.", "optional",
+             "secret", "settings, remotescripts/views.py", "RUNBOOK_DJANGO_SECRET_ACC, when given",
              _own("DJANGO_SECRET_ACC", "account for tracker maps", optional=True)),
     Variable("DJANGO_SECRET_PASS", "Its password.", "optional", "secret", "settings, remotescripts/views.py",
              "RUNBOOK_DJANGO_SECRET_PASS, when given",
@@ -134,11 +135,12 @@ VARIABLES = (
     Variable("CERN_GITLAB_TOKEN", "Deploy token with read_repository. certhelper carries its own copy of the private "
              "package, so it very probably needs none.", "optional", "build", ".s2i/bin/assemble",
              "asked for when `private_packages` is set"),
-    *(Variable(name, "Read, but the app sends no mail: without effect.", "obsolete", kind, "settings",
+    *(Variable(name, "Read, but the app sends no mail: without effect.", "obsolete", "plain", "settings",
                "[environment] of the instance file")
-      for name, kind in (("DJANGO_EMAIL_HOST", "plain"), ("DJANGO_EMAIL_PORT", "plain"),
-                         ("DJANGO_EMAIL_HOST_USER", "plain"), ("DJANGO_EMAIL_HOST_PASSWORD", "secret"),
-                         ("DJANGO_EMAIL_USE_TLS", "plain"), ("DJANGO_SERVER_EMAIL", "plain"))),
+      for name in ("DJANGO_EMAIL_HOST", "DJANGO_EMAIL_PORT", "DJANGO_EMAIL_HOST_USER", "DJANGO_EMAIL_USE_TLS",
+                   "DJANGO_SERVER_EMAIL")),
+    Variable("DJANGO_EMAIL_HOST_PASSWORD", "Read, but the app sends no mail: without effect.", "obsolete", "secret",
+             "settings", "[secrets] of the instance file"),
     Variable("CERN_CERTIFICATE_PATH", "Folder of a grid certificate; RunRegistry uses the SSO client now.", "obsolete",
              "plain", "settings, cernrequests", "[environment] of the instance file"),
 )
@@ -158,10 +160,10 @@ PLATFORM = frozenset({"HOME", "HOSTNAME", "PATH", "PWD", "LANG", "PORT", "APP_RO
     needs=(app.create, database.create, redis.add, sso.secret),
     see="The Deployment names every variable; passwords stand there as references to Secrets.",
     otherwise=(
-        ("`CreateContainerConfigError`", ("A Secret or a key that the environment refers to is gone: this step names it "
-                                         "and the step that makes it.")),
-        ("`UndefinedValueError: X not found` in the pod's log", ("The app needs X: run `environment.check`, which names "
-                                                                "file and line.")),
+        ("`CreateContainerConfigError`", ("A Secret or a key that the environment refers to is gone: the pod's events "
+                                          "name it, and `guide.status` the step that makes it.")),
+        ("`UndefinedValueError: X not found` in the pod's log", ("The app needs X: run `environment.check`, "
+                                                                 "which names file and line.")),
         ("`DisallowedHost`, or 400 in the browser", "`host` in the instance file is not the name that you visited."),
         ("`Invalid setup target`", "`ENVIRONMENT` is neither production nor development: take it out."),
     ),
@@ -170,11 +172,16 @@ def set(instance: Instance, observed: Observed) -> Plan:  # noqa: A001
     """Set the app's variables on its Deployment."""
     yield Require("[environment] of the instance file holds no secret and no trap",
                   "; ".join(misplaced(instance)), f"mend {instance.path.name or 'the instance file'}")
+    before = observed.object("Deployment", instance.app)
+    # What did not run before may need a new build, which comes later: it is not waited for here.
+    well = before is None or not rolled_out.test(before)
     values = variables(instance)
     own = {value.key: value for value in values.values() if isinstance(value, Credential)}
     yield Apply(secret(own_secret(instance), own, app.labels(instance)))
     # Only now are the Secrets looked at: the one above may just have changed.
     yield Apply(environment_part(instance, values, revisions(values, observed)), part=True)
+    if well:
+        yield WaitFor(Object("Deployment", instance.app), rolled_out)
 
 
 @step(
@@ -182,7 +189,8 @@ def set(instance: Instance, observed: Observed) -> Plan:  # noqa: A001
     see="Every variable that the app reads without a default is set.",
     otherwise=(
         ("`X is read in FILE:LINE, and nothing sets it`",
-         "Put it below [environment] of the instance file, or below [secrets] when it is secret, and run `environment.set`."),
+         ("Put it below [environment] of the instance file, or below [secrets] when it is secret, "
+          "and run `environment.set`.")),
         ("`SSO_CLIENT_ID is needed by runregistry`",
          ("Register a client for RunRegistry at the application portal and give both values in the environment: "
          "RUNBOOK_SSO_CLIENT_ID and RUNBOOK_SSO_CLIENT_SECRET.")),
@@ -191,20 +199,22 @@ def set(instance: Instance, observed: Observed) -> Plan:  # noqa: A001
 def check(instance: Instance, observed: Observed) -> Plan:
     """Check that every variable which the app's code needs is set."""
     found = observed.source()
-    files = found.files if found else {}
+    files: source.Files = found.files if found else {}
     yield Require("the app's code can be read", found.error if found else "", "see `source.check`")
-    given = frozenset(given_names(instance, observed)) | frozenset(source.settings(source.text_of(files, source.ENVIRONMENT)))
-    missing = {read.name: read for read in reversed(list(reads(files))) if read.required} if files else {}
-    for name in sorted(frozenset(missing) - given - PLATFORM):
-        read = missing[name]
+    built = source.settings(source.text_of(files, source.ENVIRONMENT))
+    given = PLATFORM | frozenset(given_names(instance, observed)) | built.keys()
+    # The first place that reads a variable is the one to name, so it comes last into the table.
+    missing = {read.name: read for read in reversed(list(reads(files))) if read.required and read.name not in given}
+    for name, read in sorted(missing.items()):
         yield Require(f"{name} is set", f"{name} is read in {read.path}:{read.line}, and nothing sets it",
                       f"put {name} below [environment] or [secrets] of the instance file, then "
                       f"`invoke environment.set --build={instance.name}`")
     for library in sorted(source.requirements(files) & LIBRARIES.keys()):
         for name in LIBRARIES[library]:
-            yield Require(f"{name} is set for {library}", "" if name in given else f"{name} is needed by {library}, and nobody gave it",
+            yield Require(f"{name} is set for {library}",
+                          "" if name in given else f"{name} is needed by {library}, and nobody gave it",
                           f"RUNBOOK_{name}=… invoke environment.set --build={instance.name}")
-    if not missing.keys() - given - PLATFORM:
+    if not missing:
         yield Require("every variable that the code reads without a default is set", "", "")
 
 
@@ -234,8 +244,8 @@ def misplaced(instance: Instance) -> list[str]:
 
 def environment_part(instance: Instance, values: Mapping[str, Value], revision: str) -> Manifest:
     """Return the part of the Deployment that is the environment."""
-    env = [{"name": name} | ({"value": value} if isinstance(value, str) else {"valueFrom": {"secretKeyRef": reference(value)}})
-           for name, value in values.items()]
+    env = [{"name": name, "value": value} if isinstance(value, str)
+           else {"name": name, "valueFrom": {"secretKeyRef": reference(value)}} for name, value in values.items()]
     return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": instance.app},
             "spec": {"template": {"metadata": {"annotations": {REVISIONS: revision}},
                                   "spec": {"containers": [{"name": instance.app, "env": env}]}}}}
@@ -259,11 +269,12 @@ def revisions(values: Mapping[str, Value], observed: Observed) -> str:
 
 def given_names(instance: Instance, observed: Observed) -> Iterator[str]:
     """Yield the names of the variables that a pod gets; an optional one only when its key is there."""
-    for name, value in variables(instance).items():
-        if isinstance(value, str) or not value.optional:
-            yield name
-        elif value.key in (observed.object("Secret", value.secret) or {}).get("data", {}):
-            yield name
+    def kept(value: Key | Credential) -> bool:
+        there = observed.object("Secret", value.secret) or {}
+        return bool((there.get("data") or {}).get(value.key))
+
+    yield from (name for name, value in variables(instance).items()
+                if isinstance(value, str) or not value.optional or kept(value))
 
 
 @dataclass(frozen=True)
@@ -297,10 +308,10 @@ def is_test(path: str) -> bool:
 def _reads_in(tree: ast.Module, path: str) -> Iterator[Read]:
     config = frozenset(alias.asname or alias.name for node in ast.walk(tree)
                        if isinstance(node, ast.ImportFrom) and node.module == "decouple" for alias in node.names)
-    # `os.environ[…]` inside a function or a `try` need not fail at the start; decouple's `config` is the app's own word.
+    # `os.environ[…]` inside a function or a `try` need not fail at the start; decouple's `config` is meant to.
     forgiving = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.Try)
 
-    def visit(node: ast.AST, sure: bool) -> Iterator[Read]:
+    def visit(node: ast.AST, *, sure: bool) -> Iterator[Read]:
         match node:
             case ast.Call(func=ast.Name(id=word) | ast.Attribute(value=ast.Name(id="decouple"), attr=word),
                           args=[ast.Constant(value=str(name)), *rest], keywords=keywords) \
@@ -312,12 +323,8 @@ def _reads_in(tree: ast.Module, path: str) -> Iterator[Read]:
             case ast.Call(func=ast.Attribute(value=ast.Attribute(attr="environ") | ast.Name(id="environ"), attr="get")
                           | ast.Attribute(attr="getenv") | ast.Name(id="getenv"),
                           args=[ast.Constant(value=str(name)), *_]):
-                yield Read(name, path, node.lineno, False)
-        for child in _children(node):
-            yield from visit(child, sure and not isinstance(node, forgiving))
+                yield Read(name, path, node.lineno, required=False)
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, sure=sure and not isinstance(node, forgiving))
 
-    yield from visit(tree, True)
-
-
-def _children(node: ast.AST) -> Iterable[ast.AST]:
-    return ast.iter_child_nodes(node)
+    yield from visit(tree, sure=True)

@@ -46,12 +46,12 @@ Files = Mapping[str, File]
 def prepare(instance: Instance, observed: Observed, *,
             checkout: Annotated[str, "Folder of your checkout."] = ".") -> Plan:
     """Write what a build needs into your checkout of the app's repository."""
-    found = observed.checkout(checkout)
+    folder = PurePosixPath(checkout) / instance.source.folder
+    found = observed.checkout(str(folder))
     if found and found.error:
-        yield Require(f"the checkout {checkout} can be read", found.error, "give its folder with --checkout=FOLDER")
+        yield Require(f"the checkout {folder} can be read", found.error, "give its folder with --checkout=FOLDER")
         return
     files: Files = found.files if found else {"manage.py": File(PAGE_MANAGE)}
-    folder = PurePosixPath(checkout) / instance.source.folder
     path = script_path(files)
     texts = {ENVIRONMENT: mended_environment(text_of(files, ENVIRONMENT)),
              ASSEMBLE: assemble_text(instance.source.private_packages),
@@ -63,7 +63,7 @@ def prepare(instance: Instance, observed: Observed, *,
             yield Write(str(folder / name), text_of(files, name) if kept else text, executable=name != ENVIRONMENT)
         elif faults[name]:
             yield Require(f"{name} {WHAT[SCRIPT]}", "manage.py names no settings module to start",
-                          f"write {name} yourself; its last line is `exec daphne -b 0.0.0.0 -p 8080 PACKAGE.asgi:application`")
+                          f"write {name} yourself; its last line is `exec daphne … PACKAGE.asgi:application`")
     yield Require(f"{RUN} {WHAT[RUN]}", "; ".join(faults[RUN]), f"git rm {RUN}")
     yield Require(f"{LOCK} {WHAT[LOCK]}", "" if found is None else "; ".join(faults[LOCK]), lock_cure(files))
 
@@ -74,8 +74,8 @@ def prepare(instance: Instance, observed: Observed, *,
         ("`there is no branch …`", "Push the branch, or name another one as `branch` below [source]."),
         ("The repository asks for a password.", ("It is private: set `private = true` below [source]; the guide asks "
                                                 "for a user and a token that may only read.")),
-        ("`… is not executable`", ("A copy over a share or a zip file lost the mode: `git update-index --chmod=+x FILE`, "
-                                  "then commit and push.")),
+        ("`… is not executable`", ("A copy over a share or a zip file lost the mode: "
+                                   "`git update-index --chmod=+x FILE`, then commit and push.")),
     ),
 )
 def check(instance: Instance, observed: Observed) -> Plan:
@@ -90,7 +90,8 @@ def check(instance: Instance, observed: Observed) -> Plan:
     faults = judged(files, instance) if found else {name: [] for name in WHAT}
     prepare_first = (f"invoke source.prepare --build={instance.name} --checkout=FOLDER, "
                      f"then commit and push to {wanted.branch}")
-    cures = {RUN: f"git rm {RUN}, then commit and push to {wanted.branch}", LOCK: lock_cure(files) + ", then commit and push"}
+    cures = {RUN: f"git rm {RUN}, then commit and push to {wanted.branch}",
+             LOCK: f"{lock_cure(files)}, then commit and push to {wanted.branch}"}
     for name, wrong in faults.items():
         yield Require(f"{name} {WHAT.get(name, WHAT[SCRIPT])}", "; ".join(wrong), cures.get(name, prepare_first))
 
@@ -153,7 +154,7 @@ def judge_start(text: str) -> list[str]:
     wrong = judge_strict(text)
     last = (commands(text) or [""])[-1]
     if not last.startswith("exec "):
-        wrong.append("its last command has no `exec`, so the shell ignores SIGTERM and every stop takes the whole grace period")
+        wrong.append("its last command has no `exec`: the shell ignores SIGTERM and every stop takes the whole grace")
     if "8080" not in last:
         wrong.append("the server does not listen on port 8080")
     return wrong
@@ -217,7 +218,8 @@ def script_path(files: Files) -> str:
 
 def lock_cure(files: Files) -> str:
     """Return the command that makes the lock."""
-    return LOCK_COMMAND if "requirements.in" in files or LOCK not in files else f"git mv {LOCK} requirements.in, then {LOCK_COMMAND}"
+    first = "" if "requirements.in" in files or LOCK not in files else f"git mv {LOCK} requirements.in, then "
+    return first + LOCK_COMMAND
 
 
 def mended_environment(text: str) -> str:
@@ -235,7 +237,7 @@ def assemble_text(private_packages: str = "") -> str:
 
 
 def start_text(files: Files, path: str) -> str:
-    """Return the start-up script: the present one made strict, else a new one; "" when the app's module is not known."""
+    """Return the start-up script: the present one made strict, else a new one; "" when the app's module is unknown."""
     present = text_of(files, path)
     if present and not judge_start(mended := mended_start(present)):
         return mended
