@@ -262,7 +262,8 @@ def _known(credential: Credential, setting: Setting) -> Iterator[str]:
         key = credential.key.replace(".", "\\.")
         found = (f"$(oc get secret/{credential.secret} {setting.namespace} --ignore-not-found "
                  f"-o jsonpath='{{.data.{key}}}' | base64 -d)")
-    yield f"{name}=${{{credential.variable}:-{found}}}  # {credential.label}"
+    yield f"# {name}: {credential.label}."
+    yield f"{name}=${{{credential.variable}:-{found}}}"
     if credential.optional:
         return
     if credential.generated:

@@ -1,0 +1,248 @@
+"""A step as its section of the page: the command, what to see, what else to do, what it applies, and how to undo it.
+
+Rendered from an instance and an empty `Observed`, so that the page shows the whole of what a first run does. Pure:
+text comes out, nothing is asked of a cluster, and a credential shows as its label.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import singledispatch
+from typing import Any, get_args, get_origin
+
+from runbook import options, shell
+from runbook.instance import Instance
+from runbook.observed import Observed
+from runbook.plan import (
+    Action,
+    Admitted,
+    Answers,
+    Apply,
+    Ask,
+    Credential,
+    Execute,
+    LogIn,
+    Look,
+    Proof,
+    Require,
+    Scale,
+    StartBuild,
+    WaitFor,
+    Write,
+    marked,
+)
+from runbook.step import Step
+
+
+def section(step: Step, instance: Instance, reason: str = "") -> str:
+    """Return a step's section; `reason` is the page's own prose, which stands after the command."""
+    plan = options.outline(step, instance, Observed())
+    return "\n\n".join(part.strip("\n") for part in _parts(step, instance, plan, reason) if part) + "\n"
+
+
+def _parts(step: Step, instance: Instance, plan: Sequence[Action], reason: str) -> Iterator[str]:
+    yield f"## {step.name} {{ #{step.name} }}"
+    yield step.summary
+    yield tab("invoke", fence("sh", command(step, instance)))
+    yield tab("oc and psql", OC_NOTE + "\n\n" + fence("bash", shell.block(step, instance)))
+    if step.person:
+        yield folded("info", "At CERN a person does this", _person(plan), open_=True)
+    yield reason
+    yield f"**You should see:** {step.see}"
+    if step.otherwise:
+        yield "**If you see something else:**"
+        yield "\n\n".join(f"{symptom}\n:   {cure}" for symptom, cure in step.otherwise)
+    if step.needs:
+        yield "**Before it:** " + ", ".join(link(needed, step) for needed in step.needs) + "."
+    if step.unconfirmed:
+        yield folded("warning", "Not confirmed at CERN", step.unconfirmed, open_=True)
+    yield folded("example", "What it does", "\n\n".join(map(shown, _marked(plan, step))))
+    yield folded("abstract", "Options", option_table(step, plan))
+    yield folded("note", "Undo", _undo(step, instance, plan))
+
+
+OC_NOTE = "The same by hand, for bash, in your own log-in to the project."
+
+
+def command(step: Step, instance: Instance, *flags: str) -> str:
+    """Return the command that does a step."""
+    return " ".join((f"invoke {step.name} --build={instance.name}", *flags))
+
+
+def link(step: Step, page: Step | None = None) -> str:
+    """Return a link to a step's section, from the page of another step or from elsewhere."""
+    file = "" if page and page.procedure == step.procedure else f"{step.procedure}.md"
+    return f"[{step.name}]({file}#{step.name})"
+
+
+def fence(language: str, text: str) -> str:
+    """Return a code block that no fence inside the text can end."""
+    ticks = max((len(found) for found in re.findall(r"^`{3,}", text, re.MULTILINE)), default=2) + 1
+    return f"{'`' * ticks}{language}\n{text.rstrip()}\n{'`' * ticks}"
+
+
+def tab(title: str, text: str) -> str:
+    """Return one tab; neighbours become one group, and a choice holds on every page."""
+    return f'=== "{title}"\n\n{indented(text)}'
+
+
+def folded(kind: str, title: str, text: str, *, open_: bool = False) -> str:
+    """Return a block of one of the theme's kinds, folded unless open."""
+    return f'{"!!!" if open_ else "???"} {kind} "{title}"\n\n{indented(text)}' if text else ""
+
+
+def indented(text: str) -> str:
+    """Indent a text by the four blanks of Python-Markdown."""
+    return "\n".join("    " + line if line.strip() else "" for line in text.splitlines())
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table; a bar inside a cell does not end it."""
+    def row(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(re.sub(r"\s*\n\s*", " ", cell).replace("|", "\\|") for cell in cells) + " |"
+
+    return "\n".join([row(head), row("---" for _ in head), *map(row, rows)])
+
+
+def option_table(step: Step, plan: Sequence[Action]) -> str:
+    """Return a step's options: its own first, then those that follow from its plan."""
+    own = [(f"`--{name.replace('_', '-')}`", _about(parameter), _default(parameter.default))
+           for name, parameter in step.options.items()]
+    shared = [(f"`{option.written}`", option.meaning, _default(option.default))
+              for option in options.options(plan) if option.name not in step.options]
+    return table(("option", "meaning", "default"), own + shared)
+
+
+def _about(parameter: inspect.Parameter) -> str:
+    """Return the text of an `Annotated` parameter."""
+    noted = parameter.annotation
+    texts = getattr(noted, "__metadata__", None) or (get_args(noted) if get_origin(noted) else ())
+    return next((text for text in texts if isinstance(text, str)), "")
+
+
+def _default(default: Any) -> str:
+    return "" if default in (False, "", None, inspect.Parameter.empty) else f"`{default}`"
+
+
+def _marked(plan: Sequence[Action], step: Step) -> Iterator[Action]:
+    for action in plan:
+        yield Apply(marked(action, step.manager), action.part, action.data) if isinstance(action, Apply) else action
+
+
+@singledispatch
+def shown(action: Any) -> str:
+    """Return what one value of a plan does: a sentence, then the manifest or the statement."""
+    raise TypeError(f"no words for {type(action).__name__}")
+
+
+@shown.register
+def _(action: Apply) -> str:
+    verb = "Adds to" if action.part else "Applies"
+    return f"{verb} **{action.object}**.\n\n" + fence("yaml", shell.yaml_text(action.manifest))
+
+
+@shown.register
+def _(action: Execute) -> str:
+    password = f"<verifier of the {action.credential.label}>" if action.credential else ""
+    statement = action.statement.replace("{verifier}", password)
+    if isinstance(action.unless, LogIn):
+        return f"Unless {action.unless.role} can log in with the {action.unless.credential.label}:\n\n" \
+            + fence("sql", statement + ";")
+    return "Unless the first finds a row, executes the second.\n\n" + fence("sql", f"{action.unless};\n{statement};")
+
+
+@shown.register
+def _(action: WaitFor) -> str:
+    return f"Waits until {action.object} is {action.condition.name}, at most {action.seconds:.0f} seconds."
+
+
+@shown.register
+def _(action: Ask) -> str:
+    rows = [(name, f"`{shell.shown(value)}`") for name, value in action.values.items() if value not in ("", [])]
+    gives = ", ".join(f"the {credential.label}" for credential in action.gives.values())
+    return "\n\n".join(part for part in (
+        f"Asks a person, at <{action.where}>: {action.deed}", table(("field", "value"), rows),
+        f"You note {gives}." if gives else "", f"Then it waits until {proof(action.until)}.") if part)
+
+
+def proof(until: Proof) -> str:
+    """Return how the effect of a person's deed is seen."""
+    match until:
+        case Answers():
+            return f"PostgreSQL answers with TLS at `{until.host}:{until.port}`"
+        case Admitted():
+            return f"`{until.host}:{until.port}` lets a pod of the project in"
+        case Credential():
+            return f"the {until.label} is known"
+    return f"{until} is there"
+
+
+@shown.register
+def _(action: StartBuild) -> str:
+    return (f"Starts a build of **BuildConfig {action.config}** when the running image is not from the newest commit "
+            f"and today's build settings, shows its log, and waits until **Deployment {action.deployment}** "
+            "has the new image.")
+
+
+@shown.register
+def _(action: Scale) -> str:
+    return f"Sets **Deployment {action.deployment}** to {action.replicas} pod{'s' * (action.replicas != 1)}."
+
+
+@shown.register
+def _(action: Look) -> str:
+    how = "Opens the websocket" if action.websocket else "Looks at"
+    what = f" ({action.what})" if action.what else ""
+    wants = "sends a text and sees it come back" if action.websocket else \
+        "wants the answer " + " or ".join(map(str, action.status))
+    return f"{how} `{action.url}/{action.path.lstrip('/')}`{what} and {wants}."
+
+
+@shown.register
+def _(action: Write) -> str:
+    kind = "executable file" if action.executable else "file"
+    return f"Writes the {kind} `{action.path}` in your checkout.\n\n" + fence("text", action.text)
+
+
+@shown.register
+def _(action: Require) -> str:
+    return f"Checks that {action.what}."
+
+
+def _person(plan: Sequence[Action]) -> str:
+    """Say that at CERN only you can do it, and where."""
+    places = dict.fromkeys(f"<{action.where}>" for action in plan if isinstance(action, Ask))
+    return (f"You do it at {' and '.join(places) or 'the place that the command names'}. "
+            "The command prints what to click and what to fill in, waits, and sees for itself when it is done. "
+            "Without a terminal it ends with exit code 75 and the line that resumes. "
+            "On the local stack a stand-in plays you: the tests prove the waiting and the seeing, not CERN's form.")
+
+
+def _undo(step: Step, instance: Instance, plan: Sequence[Action]) -> str:
+    deeds = [deed for action in reversed(plan) for deed in _taken_back(action)]
+    if not deeds:
+        return "It changes nothing, so there is nothing to undo."
+    with_undo = any(option.name == "undo" for option in options.options(plan))
+    return (fence("sh", command(step, instance, "--undo")) + "\n\n" if with_undo else "") \
+        + "\n".join(f"- {deed}" for deed in dict.fromkeys(deeds))
+
+
+def _taken_back(action: Action) -> Iterator[str]:
+    match action:
+        case Apply(part=True):
+            yield f"Takes its fields out of {action.object} again."
+        case Apply():
+            kept = " It holds data: only with `--data`." if action.data else ""
+            yield f"Deletes {action.object}, once no other step has fields in it.{kept}"
+        case Execute(undo="") | Ask() if action.instead:
+            yield f"Not undone. {action.instead}"
+        case Execute() if action.undo:
+            yield f"Executes `{action.undo}`" + (", only with `--data`." if action.data else ".")
+        case Scale():
+            yield f"Sets Deployment {action.deployment} to 0 pods."
+        case StartBuild():
+            yield "Keeps builds and images: they go with the build config and the image stream."
+        case Write():
+            yield f"Not undone: `git restore {action.path}` in your checkout, or delete the file."

@@ -1,0 +1,183 @@
+"""The site's pages: prose with fences, and what stands in place of each fence. From text to text, reading no cluster.
+
+Any site generator can use it; `docs/_generate.py` is the one place that knows which.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from runbook import instance as instances
+from runbook.errors import WrongUse
+from runbook.instance import Instance
+from runbook.markdown import command, fence, link, option_table, section, table
+from runbook.observed import Observed
+from runbook.options import EXIT_CODES, OPTIONS, outline
+from runbook.step import Runbook, Step
+
+Fence = Callable[[str, str], str]
+"""What replaces a fence: from its argument and its body."""
+
+FENCE = re.compile(r"^(?P<ticks>`{3,})(?P<name>[a-z]+)(?: +(?P<argument>\S+))?[ \t]*\n(?P<body>.*?)^(?P=ticks)[ \t]*$",
+                   re.MULTILINE | re.DOTALL)
+
+
+def expand(text: str, fences: Mapping[str, Fence]) -> str:
+    """Return a page with every fence that has a name in `fences` replaced; other code blocks stay as they are."""
+    def replaced(found: re.Match[str]) -> str:
+        make = fences.get(found["name"])
+        return make(found["argument"] or "", found["body"].strip("\n")) if make else found[0]
+
+    return FENCE.sub(replaced, text)
+
+
+def steps_named(text: str) -> list[str]:
+    """Return the names in the ```step fences of a page, in order."""
+    return [found["argument"] or "" for found in FENCE.finditer(text) if found["name"] == "step"]
+
+
+def fences(runbook: Runbook, instance: Instance, stack: Path, tasks: Any = None) -> dict[str, Fence]:
+    """Return the fences that every site has; `tasks` is the command line's collection of tasks.
+
+    Raises WrongUse for a step's fence that names no step.
+    """
+    return {
+        "step": lambda name, body: section(runbook.find(name), instance, body),
+        "overview": lambda _, __: overview(runbook),
+        "reference": lambda _, __: reference(runbook, instance),
+        "tasks": lambda name, __: task_table(tasks, name),
+        "exitcodes": lambda _, __: table(("code", "meaning"), ((f"`{c}`", text) for c, text in EXIT_CODES.items())),
+        "options": lambda _, __: table(("option", "meaning"), ((f"`{o.written}`", o.meaning) for o in OPTIONS)),
+        "settings": lambda _, __: settings(Instance),
+        "example": lambda _, __: fence("toml", instance.path.read_text(encoding="utf-8")),
+        "differs": lambda _, __: differs(stack),
+        "unconfirmed": lambda _, __: unconfirmed(runbook),
+        "troubleshooting": lambda _, __: troubleshooting(runbook),
+    }
+
+
+def overview(runbook: Runbook) -> str:
+    """Return the table of all steps in the order in which `guide.run` takes them, operations after them."""
+    standing = runbook.standing
+    ordered = (*standing, *(step for step in runbook.steps if step not in standing))
+    rows = ((str(number), link(step), step.summary, _who(step)) for number, step in enumerate(ordered, 1))
+    return table(("", "step", "what it does", "who"), rows)
+
+
+def _who(step: Step) -> str:
+    return "you, once" if step.person else "when called" if step.operation else "the guide"
+
+
+def reference(runbook: Runbook, instance: Instance) -> str:
+    """Return every step's command with its options."""
+    return "\n\n".join(
+        f"### {step.name} {{ #task-{step.name} }}\n\n{step.summary} See {link(step)}.\n\n"
+        f"```sh\n{command(step, instance)}\n```\n\n{option_table(step, outline(step, instance, Observed()))}"
+        for step in runbook.steps)
+
+
+def task_table(collection: Any, prefix: str) -> str:
+    """Return the tasks of one part of the command line, with their options; "-" names those that stand alone.
+
+    `collection` is invoke's; it is only read.
+    """
+    found = collection if prefix == "-" else collection.collections[prefix]
+    stem = "" if prefix == "-" else f"{prefix}."
+    rows = []
+    for name, task in found.tasks.items():
+        given = (f"`--{a.name.replace('_', '-')}`" + (f" {a.help}" if a.help else "") for a in task.get_arguments())
+        rows.append((f"`invoke {stem}{name}`", (inspect.getdoc(task) or "").partition("\n")[0], "<br>".join(given)))
+    return table(("command", "what it does", "options"), rows)
+
+
+def settings(form: type, prefix: str = "") -> str:
+    """Return the keys of an instance file, table by table, from the dataclasses that check it."""
+    hints = get_type_hints(form)
+    rows, tables = [], []
+    for field in dataclasses.fields(form):
+        if not field.metadata:
+            continue
+        hint, about = hints[field.name], field.metadata["about"]
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            tables.append(f"### [{prefix}{field.name}]\n\n{about}\n\n{settings(hint, f'{prefix}{field.name}.')}")
+        else:
+            rows.append((f"`{field.name}`", about, _type(hint), _default(field)))
+    return "\n\n".join([table(("key", "meaning", "type", "default"), rows), *tables])
+
+
+def _type(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(f"`{value!r}`" for value in get_args(hint) if value)
+    return {str: "text", int: "number", bool: "true or false"}.get(hint, "table of texts")
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default is dataclasses.MISSING:
+        return "**must be given**" if field.default_factory is dataclasses.MISSING else "none"
+    return "empty" if field.default == "" else f"`{str(field.default).lower()}`" if isinstance(field.default, bool) \
+        else f"`{field.default}`"
+
+
+def differs(stack: Path) -> str:
+    """Return what each module of the stack stands for and where it differs, from its docstring; nothing is imported."""
+    rows = []
+    for path in sorted(stack.rglob("*.py")):
+        said = _statements(path)
+        if said:
+            name = path.relative_to(stack).with_suffix("").as_posix().removesuffix("/__init__")
+            rows.append((f"`{name}`", said.get("Stands for", ""), said.get("Differs", "")))
+    return table(("part of the stack", "stands for", "differs"), rows)
+
+
+def _statements(path: Path) -> dict[str, str]:
+    """Return the paragraphs of a module's docstring that say what it stands for and where it differs."""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    found = {}
+    for paragraph in re.split(r"\n\s*\n|\n(?=(?:Stands for|Differs)\b)", text):
+        for word in ("Stands for", "Differs"):
+            if paragraph.startswith(word):
+                said = re.sub(r"\s+", " ", paragraph.removeprefix(word).lstrip(" :")).strip()
+                found[word] = said[:1].upper() + said[1:]
+    return found
+
+
+def unconfirmed(runbook: Runbook) -> str:
+    """Return what nobody has confirmed at CERN, step by step."""
+    marked = (step for step in runbook.steps if step.unconfirmed)
+    return table(("step", "not confirmed"), ((link(step), step.unconfirmed) for step in marked))
+
+
+def troubleshooting(runbook: Runbook) -> str:
+    """Return every symptom of every step, with its cure."""
+    return table(("you see", "do this", "step"),
+                 ((symptom, cure, link(step)) for step in runbook.steps for symptom, cure in step.otherwise))
+
+
+def variable_table(variables: Any) -> str:
+    """Return the table of the app's variables: anything with name, meaning, need, kind, read and source."""
+    return table(("variable", "meaning", "need", "kind", "read by", "value from"),
+                 ((f"`{v.name}`", v.meaning, v.need, v.kind, v.read, v.source) for v in variables))
+
+
+def load(root: Path, build: str = "dev") -> Instance:
+    """Return the instance that the pages show, as it is at CERN."""
+    return instances.load(instances.find(root / "instances", build))
+
+
+def page(path: Path, known: Mapping[str, Fence]) -> str:
+    """Return a page of the site; an error names the file and the line of the fence."""
+    text = path.read_text(encoding="utf-8")
+    for found in FENCE.finditer(text):
+        if found["name"] == "step":
+            try:
+                known["step"](found["argument"] or "", "")
+            except WrongUse as error:
+                line = text[:found.start()].count("\n") + 1
+                raise WrongUse(f"{path.name}:{line}: {error.found}", error.cure) from error
+    return expand(text, known)
