@@ -169,7 +169,8 @@ def _not_ready(state: State, seconds: float) -> str:
     if not late:
         return f"the stack is not ready after {seconds:.0f} s; see stack.logs inner"
     name, about = max(late.items(), key=lambda item: item[1]["restarts"])
-    return (f"the stack is not ready after {seconds:.0f} s: {name} is {about['state']} ({about['detail'] or 'no answer'}); "
+    seen = about["detail"] or "no answer"
+    return (f"the stack is not ready after {seconds:.0f} s: {name} is {about['state']} ({seen}); "
             f"its last words: {_last_lines(state, name)}; all of them: stack.logs {name}")
 
 

@@ -42,6 +42,8 @@ class Service:
     """File descriptors that the process inherits under the same numbers."""
     once: bool = False
     stop: signal.Signals = signal.SIGTERM
+    stop_group: bool = False
+    """Send `stop` to its whole process group: unshare ignores it and waits for its child."""
     grace: float = 3.0
     """Seconds between asking it to stop and killing it."""
     log: Path | None = None
@@ -58,7 +60,8 @@ def outer(state: State, sockets: Mapping[str, int]) -> list[Service]:
         Service("inner", [*namespaces(), *_python("stack.supervisor", "inner", str(state.root))],
                 lambda: "" if state.connection.exists() else "its services are not all ready",
                 environment=environment_of(state) | {"RUNBOOK_SOCKETS": json.dumps(dict(sockets))},
-                sockets=tuple(sockets.values()), grace=12, deadline=float("inf")),
+                sockets=tuple(sockets.values()), stop_group=True, grace=15,
+                deadline=float("inf")),
     ]
 
 

@@ -150,7 +150,10 @@ class Process(threading.Thread):
                     if self.service.name in other.service.after:
                         other.ended.wait(10)
             with contextlib.suppress(ProcessLookupError):
-                process.send_signal(self.service.stop)
+                if self.service.stop_group:
+                    os.killpg(process.pid, self.service.stop)
+                else:
+                    process.send_signal(self.service.stop)
             try:
                 process.wait(self.service.grace)
             except subprocess.TimeoutExpired:
