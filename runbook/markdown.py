@@ -99,9 +99,10 @@ def indented(text: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table; a bar inside a cell does not end it."""
+    """Return a table; a bar inside a cell does not end it, and inside a code span it needs no escape."""
     def row(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(re.sub(r"\s*\n\s*", " ", cell).replace("|", "\\|") for cell in cells) + " |"
+        flat = (re.sub(r"\s*\n\s*", " ", cell) for cell in cells)
+        return "| " + " | ".join(re.sub(r"(`[^`]*`)|\|", lambda m: m[1] or "\\|", cell) for cell in flat) + " |"
 
     return "\n".join([row(head), row("---" for _ in head), *map(row, rows)])
 

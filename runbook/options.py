@@ -37,6 +37,11 @@ class Option:
         """How a reader writes it: `--target=local|cern`, `--dry`."""
         return f"--{self.name}={self.value}" if self.value else f"--{self.name}"
 
+    @property
+    def every(self) -> bool:
+        """Whether every step has it, whatever its plan."""
+        return self.applies is _always
+
 
 def credentials(value: Any) -> Iterator[Credential]:
     """Yield every credential that a plan, a value of it or a manifest names, in order and as often as it is named."""

@@ -16,9 +16,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from runbook import instance as instances
 from runbook.errors import WrongUse
 from runbook.instance import Instance
-from runbook.markdown import command, fence, link, option_table, section, table
+from runbook.markdown import fence, link, section, table
 from runbook.observed import Observed
-from runbook.options import EXIT_CODES, OPTIONS, outline
+from runbook.options import EXIT_CODES, OPTIONS, options, outline
 from runbook.step import Runbook, Step
 
 Fence = Callable[[str, str], str]
@@ -53,7 +53,8 @@ def fences(runbook: Runbook, instance: Instance, stack: Path, tasks: Any = None)
         "reference": lambda _, __: reference(runbook, instance),
         "tasks": lambda name, __: task_table(tasks, name),
         "exitcodes": lambda _, __: table(("code", "meaning"), ((f"`{c}`", text) for c, text in EXIT_CODES.items())),
-        "options": lambda _, __: table(("option", "meaning"), ((f"`{o.written}`", o.meaning) for o in OPTIONS)),
+        "options": lambda _, __: table(("option", "meaning", "which steps"), (
+            (f"`{o.written}`", o.meaning, "every step" if o.every else "where it applies") for o in OPTIONS)),
         "settings": lambda _, __: settings(Instance),
         "example": lambda _, __: fence("toml", instance.path.read_text(encoding="utf-8")),
         "differs": lambda _, __: differs(stack),
@@ -75,11 +76,14 @@ def _who(step: Step) -> str:
 
 
 def reference(runbook: Runbook, instance: Instance) -> str:
-    """Return every step's command with its options."""
-    return "\n\n".join(
-        f"### {step.name} {{ #task-{step.name} }}\n\n{step.summary} See {link(step)}.\n\n"
-        f"```sh\n{command(step, instance)}\n```\n\n{option_table(step, outline(step, instance, Observed()))}"
-        for step in runbook.steps)
+    """Return every step with the options that not every step has."""
+    def further(step: Step) -> str:
+        names = [f"--{name.replace('_', '-')}" for name in step.options]
+        names += [o.written for o in options(outline(step, instance, Observed())) if not o.every]
+        return " ".join(f"`{name}`" for name in dict.fromkeys(names))
+
+    return table(("step", "what it does", "options beside those of every step"),
+                 ((link(step), step.summary, further(step)) for step in runbook.steps))
 
 
 def task_table(collection: Any, prefix: str) -> str:
@@ -179,5 +183,5 @@ def page(path: Path, known: Mapping[str, Fence]) -> str:
                 known["step"](found["argument"] or "", "")
             except WrongUse as error:
                 line = text[:found.start()].count("\n") + 1
-                raise WrongUse(f"{path.name}:{line}: {error.found}", error.cure) from error
+                raise WrongUse(f"{path.name}:{line}: {error.found}; {error.cure}") from error
     return expand(text, known)

@@ -75,10 +75,24 @@ class Setting:
 def block(step: Step, instance: Instance, observed: Observed | None = None, **options: Any) -> str:
     """Return a step as a bash script that needs nothing but `oc` (or kubectl), `psql`, `curl` and a log-in."""
     plan = outline(step, instance, observed or Observed(), **options)
-    return "\n".join(_block(plan, Setting(instance, step.manager))) + "\n"
+    return "\n".join(script(plan, Setting(instance, step.manager))) + "\n"
 
 
-def _block(plan: Sequence[Action], setting: Setting) -> Iterator[str]:
+def script(plan: Sequence[Action], setting: Setting) -> Iterator[str]:
+    """Yield the lines for a plan: a subshell that ends at the first failure and takes its passwords with it.
+
+    Pasted into a terminal it is read as a whole before anything runs, so that a question does not eat the next line.
+    """
+    lines = list(_lines(plan, setting))
+    if sum(not line.startswith("#") for line in lines) < 2:
+        yield from lines
+        return
+    yield "( set -euo pipefail"
+    yield from lines
+    yield ")"
+
+
+def _lines(plan: Sequence[Action], setting: Setting) -> Iterator[str]:
     db = setting.instance.database
     if any(isinstance(a, Apply) and a.manifest["kind"] == "Secret" for a in plan):
         yield _B64

@@ -1,0 +1,203 @@
+"""The site: every step on its page, every page in order, no warning, nothing from elsewhere, no made-up command.
+
+A promise that a build without a warning means something has its twin here: a broken page that must fail.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+
+from procedures import RUNBOOK, environment
+from runbook import pages
+from tasks import MKDOCS, ns
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+STEMS = [module.__name__.rpartition(".")[2] for module in RUNBOOK.procedures]
+STEPS = pytest.mark.parametrize("step", RUNBOOK.steps, ids=lambda step: step.name)
+
+
+def build(root, site):
+    """Build the site as `invoke docs.build` does, into a folder of its own."""
+    return subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)], cwd=root,
+                          env=os.environ | MKDOCS, text=True, capture_output=True, timeout=120, check=False)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    built = build(ROOT, folder)
+    assert built.returncode == 0, built.stdout + built.stderr
+    assert "WARNING" not in built.stdout + built.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expanded():
+    fences = pages.fences(RUNBOOK, pages.load(ROOT), ROOT / "stack", ns)
+    fences["variables"] = lambda _, __: pages.variable_table(environment.VARIABLES)
+    return {path.stem: pages.page(path, fences) for path in DOCS.glob("*.md")}
+
+
+@STEPS
+def test_every_step_has_one_fence_on_the_page_of_its_procedure(step):
+    found = {path.stem: pages.steps_named(path.read_text()).count(step.name) for path in DOCS.glob("*.md")}
+    wanted = {stem: int(stem == step.procedure) for stem in found}
+    where = ":".join(map(str, step.source))
+    assert found == wanted, f"{step.name} ({where}) wants one ```step fence, in docs/{step.procedure}.md"
+
+
+def test_every_fence_names_a_step():
+    known = {step.name for step in RUNBOOK.steps}
+    for path in DOCS.glob("*.md"):
+        assert set(pages.steps_named(path.read_text())) <= known, path.name
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_a_page_shows_its_steps_in_the_order_of_the_module(stem):
+    wanted = [step.name for step in RUNBOOK.steps if step.procedure == stem]
+    assert pages.steps_named((DOCS / f"{stem}.md").read_text()) == wanted
+
+
+def test_the_navigation_has_every_page_and_the_procedures_in_the_runbooks_order():
+    # Read as a plain tree: the file names no Python objects.
+    nav = [page for part in yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"] for page in leaves(part)]
+    assert [page for page in nav if page.removesuffix(".md") in STEMS] == [f"{stem}.md" for stem in STEMS]
+    assert sorted(nav) == sorted(path.name for path in DOCS.glob("*.md"))
+
+
+def leaves(node):
+    if isinstance(node, str):
+        return [node]
+    return [leaf for inner in (node.values() if isinstance(node, dict) else node) for leaf in leaves(inner)]
+
+
+def test_the_command_line_lists_every_step_in_the_runbooks_order():
+    assert [name for name in ns.collections if name in STEMS] == STEMS
+    for stem in STEMS:
+        assert [f"{stem}.{name}" for name in ns.collections[stem].tasks] == [
+            step.name for step in RUNBOOK.steps if step.procedure == stem]
+
+
+COMMAND = re.compile(r"(?:invoke|\./inv) +([a-z][\w-]*(?:\.[\w-]+)?)((?: +--[a-z-]+(?:=[^\s,`\"')]+)?)*)")
+
+
+def commands(text):
+    """Yield every command of ours that a page shows in code: its name and its options."""
+    code = re.findall(r"^( *`{3,})[^\n]*\n(.*?)^\1[ \t]*$", text, re.MULTILINE | re.DOTALL)
+    spans = re.findall(r"`([^`\n]+)`", text)
+    for shown in [block for _, block in code] + spans:
+        for name, options in COMMAND.findall(shown):
+            yield name, options.split()
+
+
+def test_every_command_on_any_page_is_a_task_with_these_options(expanded):
+    tasks = {name: ns[name] for name in ns.task_names}
+    shown = 0
+    for stem, text in expanded.items():
+        for name, options in commands(text):
+            assert name in tasks, f"docs/{stem}.md shows `invoke {name}`, which is no task"
+            known = {"--" + argument.name.replace("_", "-") for argument in tasks[name].get_arguments()}
+            used = {option.partition("=")[0] for option in options}
+            assert used <= known | {"--help"}, f"docs/{stem}.md: invoke {name} has no {used - known}"
+            shown += 1
+    assert shown > 2 * len(RUNBOOK.steps)
+
+
+def test_a_wrong_command_would_be_found():
+    assert list(commands("x `invoke no.such --thing=1` y\n\n```sh\n./inv test --only=x\n```\n")) == [
+        ("test", ["--only=x"]), ("no.such", ["--thing=1"])]
+
+
+@STEPS
+def test_a_page_shows_the_whole_step(step, site):
+    html = (site / f"{step.procedure}.html").read_text()
+    part = html[html.index(f'id="{step.name}"'):]
+    for wanted in ("oc and psql", "You should see:", "What it does", "Options", "Undo"):
+        assert wanted in part
+
+
+def test_copying_a_command_copies_the_command(site):
+    """The button copies the text of the block; nothing stands in it but the command."""
+    html = (site / "database.html").read_text()
+    blocks = [unescape(re.sub(r"<[^>]+>", "", found)) for found in re.findall(r"<pre>(.*?)</pre>", html, re.DOTALL)]
+    assert "invoke database.create --build=dev\n" in blocks
+
+
+class Fetched(HTMLParser):
+    """Collects what a browser fetches for a page by itself; a link that a reader follows is not fetched."""
+
+    def __init__(self):
+        super().__init__()
+        self.urls = []
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        if tag in {"script", "img", "iframe", "source", "video", "audio", "embed", "input", "track"}:
+            self.urls += [given.get("src") or "", *(given.get("srcset") or "").split()]
+        if tag == "link" and given.get("rel") != "canonical":
+            self.urls.append(given.get("href") or "")
+        self.urls += re.findall(r"url\(([^)]+)\)", given.get("style") or "")
+
+
+def test_a_page_fetches_nothing_from_elsewhere(site):
+    for path in site.rglob("*.html"):
+        page = Fetched()
+        page.feed(path.read_text())
+        assert page.urls
+        assert [url for url in page.urls if re.match(r"\s*(?:https?:)?//", url)] == [], path.name
+        # The theme's script fetches two things when a page asks for them: a repository's stars, and mermaid.
+        assert 'data-md-component="source"' not in path.read_text()
+        assert 'class="mermaid"' not in path.read_text()
+    for path in site.rglob("*.css"):
+        assert not re.search(r"(?:@import|url\()\s*[\"']?(?:https?:)?//", path.read_text()), path.name
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """The site's sources, to be broken."""
+    shutil.copytree(DOCS, tmp_path / "docs")
+    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
+    for name in ("procedures", "runbook", "stack", "instances", "tasks.py"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("broken", "said"), [
+    ("\n[gone](no-such-page.md)\n", "no-such-page.md"),
+    ("\n[gone](database.md#no.such)\n", "no.such"),
+    ("\n```step database.creat\n```\n", "did you mean database.create"),
+])
+def test_a_broken_page_fails(copy, broken, said):
+    with (copy / "docs" / "redis.md").open("a") as page:
+        page.write(broken)
+    built = build(copy, copy / "site")
+    assert built.returncode != 0
+    assert said in built.stdout + built.stderr
+
+
+def test_a_page_outside_the_navigation_fails(copy):
+    (copy / "docs" / "stray.md").write_text("# Stray\n")
+    assert build(copy, copy / "site").returncode != 0
+
+
+def test_what_differs_from_cern_is_said_for_every_part(expanded):
+    told = expanded["differs"]
+    for path in (ROOT / "stack").rglob("*.py"):
+        if re.search(r"^Stands for", path.read_text(), re.MULTILINE):
+            assert path.stem in told or path.parent.name in told
+    for step in RUNBOOK.steps:
+        assert not step.unconfirmed or step.name in told
+
+
+def test_every_variable_is_on_the_page(expanded):
+    for variable in environment.VARIABLES:
+        assert f"| `{variable.name}` |" in expanded["environment"]
