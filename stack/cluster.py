@@ -37,7 +37,7 @@ WRITE = ["create", "delete", "deletecollection", "patch", "update"]
 
 
 def prepare(state: State) -> None:
-    """Bring the cluster to what the stack promises; one look and one dry run when it is there already.
+    """Bring the cluster to what the stack promises; one look when it is there already.
 
     Speaks to the API server itself, because HAProxy in front of it may not run yet. Raises StackError when the server
     does not carry out mutating admission policies, ApiError when it refuses an object.
@@ -48,12 +48,13 @@ def prepare(state: State) -> None:
     marker = api.get("ConfigMap", MARKER, "kube-system")
     if marker is None or marker["data"].get("version") != version:
         _apply_all(api, manifests)
+        prove_mutation(api)
+        # The mark comes last: what it marks has been seen to work.
         api.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": MARKER, "namespace": "kube-system"},
                    "data": {"version": version}}, MANAGER)
-    prove_mutation(api)
 
 
-def prove_mutation(api: Api) -> None:
+def prove_mutation(api: Api, seconds: float = 20) -> None:
     """Create a Route by dry run and see that the policy changed it.
 
     Without its feature gate the server takes such policies and does nothing. Raises StackError then.
@@ -73,7 +74,7 @@ def prove_mutation(api: Api) -> None:
         return WHITELIST in made["metadata"].get("annotations", {})
 
     try:
-        wait_until(mutated, "the Route policy to act", 15)
+        wait_until(mutated, "the Route policy to act", seconds)
     except TimeoutError as error:
         raise StackError(
             "the API server does not carry out mutating admission policies; start it with both "
@@ -171,7 +172,12 @@ def policies() -> list[Manifest]:
         object.spec.?host.orValue("") != "" ? [] :
         [JSONPatch{op: "add", path: "/spec/host", value: object.metadata.name + "-" + request.namespace + ".localhost"}]
         """
-    mutating = {"matchConstraints": routes, "failurePolicy": "Fail", "reinvocationPolicy": "Never", "mutations": [
+    # For its first seconds an API server answers 503 to what such a policy matches, until it knows the kind's schema:
+    # the condition keeps that away from Routes that have all they need.
+    lacking = {"name": "lacks-a-default", "expression":
+               f"!('{WHITELIST}' in object.metadata.?annotations.orValue({{}})) || object.spec.?host.orValue('') == ''"}
+    mutating = {"matchConstraints": routes, "matchConditions": [lacking],
+                "failurePolicy": "Fail", "reinvocationPolicy": "Never", "mutations": [
         {"patchType": "JSONPatch", "jsonPatch": {"expression": " ".join(text.split())}} for text in (whitelist, host)]}
     reserved = json.dumps(list(RESERVED))
     validating = {"matchConstraints": routes, "failurePolicy": "Fail", "validations": [{
