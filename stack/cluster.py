@@ -42,7 +42,11 @@ def prepare(state: State) -> None:
     Speaks to the API server itself, because HAProxy in front of it may not run yet. Raises StackError when the server
     does not carry out mutating admission policies, ApiError when it refuses an object.
     """
-    api = Api("https://127.0.0.1:6443", state.tokens.admin, state.ca)
+    apply_content(Api("https://127.0.0.1:6443", state.tokens.admin, state.ca))
+
+
+def apply_content(api: Api) -> None:
+    """Apply what `content` returns as the cluster's administrator, unless its mark is there; see `prepare`."""
     manifests = content()
     version = hashlib.sha256(json.dumps(manifests, sort_keys=True).encode()).hexdigest()
     marker = api.get("ConfigMap", MARKER, "kube-system")
