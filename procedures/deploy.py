@@ -81,8 +81,8 @@ def short(digest: str) -> str:
 def changed_settings(build: Manifest, config: Manifest | None, builders: frozenset[str]) -> list[str]:
     """Return the names of the settings in which a build differs from today's build config.
 
-    A build keeps the builder image as the reference that the tag meant then. A newer image behind the same tag is no
-    changed setting, so every reference that the tag has had counts as the same: those are `builders`.
+    A build keeps the builder image by the digest that the tag meant then. A newer image behind the same tag is no
+    changed setting, so every digest that the tag has had counts as the same: those are `builders`.
     """
     then, today = build["spec"], (config or build)["spec"]
     before, now = flat(then.get("source", {})), flat(today.get("source", {}))
@@ -91,7 +91,7 @@ def changed_settings(build: Manifest, config: Manifest | None, builders: frozens
     if old.get("env", []) != new.get("env", []):
         changed.append("env")
     image, tag = (one.get("from", {}).get("name") for one in (old, new))
-    if image != tag and image not in builders:
+    if image != tag and str(image).rpartition("@")[2] not in builders:
         changed.append("builder image")
     return changed
 
@@ -105,10 +105,10 @@ def flat(node: Manifest, prefix: str = "") -> dict[str, object]:
 
 
 def builder_images(instance: Instance, observed: Observed) -> frozenset[str]:
-    """Return every reference that the builder's tag has had."""
+    """Return the digests of every image that the builder's tag has had."""
     stream, _, tag = instance.source.builder.partition(":")
     found = observed.object("ImageStream", stream, "openshift") or {}
-    return frozenset(item["dockerImageReference"] for known in found.get("status", {}).get("tags", [])
+    return frozenset(item["image"] for known in found.get("status", {}).get("tags", [])
                      if known["tag"] == tag for item in known.get("items") or [])
 
 

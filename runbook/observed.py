@@ -44,11 +44,8 @@ class Observed:
                  known: Mapping[Question, Any] | None = None) -> None:
         self._answer = answer
         self._known: dict[Question, Any] = dict(known or {})
-
-    @property
-    def empty(self) -> bool:
+        self.empty = answer is None and not known
         """Whether this stands for a state where nothing is known: the page is being made."""
-        return self._answer is None and not self._known
 
     def object(self, kind: str, name: str, namespace: str = "") -> Manifest | None:
         """Return an object of the project (or of another namespace), None when there is none."""
