@@ -50,11 +50,12 @@ class Database:
     admin_password: str
 
 
-def create(state: State, name: str) -> Database:
+def create(state: State, name: str, port: int = 0) -> Database:
     """Create an instance and return it; one that exists is returned as it is.
 
-    `admin` may make databases and roles, and is no superuser. Raises StackError for a name that cannot be one, when
-    all ports are given away, and when its server does not come up.
+    `admin` may make databases and roles, and is no superuser. `port` is one of the stack's database ports, 0 for any
+    that is free. Raises StackError for a name that cannot be one, for a port that is taken or none of them, when all
+    are given away, and when its server does not come up.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_-]{0,30}", name):
         raise StackError(f"{name!r} cannot be the name of a database instance: a small letter, then at most 30 small "
@@ -63,7 +64,7 @@ def create(state: State, name: str) -> Database:
     with _alone(state):
         if not (folder / "server.json").exists():
             shutil.rmtree(folder, ignore_errors=True)
-            _initialise(state, name, folder)
+            _initialise(state, name, folder, port)
     about = _about(folder)
     database = Database(name, _host(name), about["port"], (folder / "first-password").read_text().strip())
     _make_admin(state, folder, database)
@@ -107,16 +108,14 @@ def drop(state: State, name: str) -> None:
             state.write("pgpass", "".join(line + "\n" for line in lines))
 
 
-def services(state: State) -> dict[str, Service]:
-    """Return the server of every instance, by its name as a service."""
-    try:
-        folders = sorted(each.parent for each in state.databases.glob("*/server.json"))
-    except OSError:
-        return {}
-    return {PREFIX + folder.name: _service(state, folder) for folder in folders}
+def names(state: State) -> set[str]:
+    """Return the names of the instances' servers as services."""
+    return {PREFIX + each.parent.name for each in state.databases.glob("*/server.json")}
 
 
-def _service(state: State, folder: Path) -> Service:
+def service(state: State, name: str) -> Service:
+    """Return an instance's server by its name as a service."""
+    folder = state.databases / name.removeprefix(PREFIX)
     about = _about(folder)
     sockets = _socket_folder(state, about["slot"])
     settings = {
@@ -138,9 +137,9 @@ def _service(state: State, folder: Path) -> Service:
     }
     flags = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
     server = str(binaries.find("postgres").path)
-    return Service(PREFIX + folder.name, [*_as_postgres(state), server, "-D", str(folder / "data"), *flags],
+    return Service(name, [*_as_postgres(state), server, "-D", str(folder / "data"), *flags],
                    _ready(state, folder), environment=_environment(), stop=signal.SIGINT, grace=5,
-                   log=folder / "log")
+                   pid_file=folder / "data" / "postmaster.pid", log=folder / "log")
 
 
 def _ready(state: State, folder: Path) -> Callable[[], str]:
@@ -157,14 +156,19 @@ def _ready(state: State, folder: Path) -> Callable[[], str]:
     return check
 
 
-def _initialise(state: State, name: str, folder: Path) -> None:
+def _initialise(state: State, name: str, folder: Path, port: int) -> None:
     """Make an instance's folder; `server.json` comes last and makes the supervisor start its server."""
     taken = {_about(each.parent)["slot"] for each in state.databases.glob("*/server.json")}
     free = [slot for slot in range(DATABASE_SLOTS) if slot not in taken]
     if not free:
         raise StackError(f"all {DATABASE_SLOTS} database instances of this stack are taken; "
                          "wipe one with the undo of database.request, or all with stack.down --wipe")
-    port = state.ports.databases[free[0]]
+    ports = state.ports.databases
+    if port and port not in [ports[slot] for slot in free]:
+        raise StackError(f"no database instance can have the port {port}; free are "
+                         f"{', '.join(str(ports[slot]) for slot in free)}")
+    slot = ports.index(port) if port else free[0]
+    port = ports[slot]
     certificates.issue(state, f"dbod-{name}", [_host(name), "127.0.0.1", OUTSIDE_ADDRESS])
     folder.mkdir(parents=True, mode=0o700)
     (folder / "data").mkdir(mode=0o700)
@@ -176,9 +180,11 @@ def _initialise(state: State, name: str, folder: Path) -> None:
     if done.returncode:
         raise StackError(f"the database instance {name} cannot be made: {done.stderr.strip()[-500:]}")
     where = folder.relative_to(state.root)
+    # Every setting is given at the start; a second opinion in a file would be reported at each reload.
+    state.write(f"{where}/data/postgresql.conf", "")
     state.write(f"{where}/pg_hba.conf", HBA)
     state.write(f"{where}/first-password", secrets.token_urlsafe(18) + "\n")
-    state.write_json(f"{where}/server.json", {"name": name, "slot": free[0], "port": port})
+    state.write_json(f"{where}/server.json", {"name": name, "slot": slot, "port": port})
 
 
 def _make_admin(state: State, folder: Path, database: Database) -> None:
@@ -279,7 +285,7 @@ def _as_postgres(state: State) -> list[str]:
     if not users.exists():
         state.write("run/passwd", f"root:x:0:0:root:/:/bin/sh\npostgres:x:{UID}:{UID}:PostgreSQL:/:/bin/sh\n")
     return [str(binaries.find("bwrap").path), "--dev-bind", "/", "/", "--ro-bind", str(users), "/etc/passwd",
-            "--unshare-user", "--uid", str(UID), "--gid", str(UID), "--die-with-parent", "--"]
+            "--unshare-user", "--uid", str(UID), "--gid", str(UID), "--"]
 
 
 def _environment() -> dict[str, str]:

@@ -44,6 +44,8 @@ class Service:
     stop: signal.Signals = signal.SIGTERM
     stop_group: bool = False
     """Send `stop` to its whole process group: unshare ignores it and waits for its child."""
+    pid_file: Path | None = None
+    """A file whose first line is the process to send `stop` to, where that is not the one we started."""
     grace: float = 3.0
     """Seconds between asking it to stop and killing it."""
     log: Path | None = None

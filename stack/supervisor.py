@@ -69,8 +69,9 @@ class Process(threading.Thread):
                 self._sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
         finally:
-            self.ready.clear()
-            self._say("done" if self.service.once and self.condition == "done" else "stopped")
+            if self.condition != "done":
+                self.ready.clear()
+                self._say("stopped")
             self.ended.set()
 
     def _await_needed(self) -> bool:
@@ -100,7 +101,8 @@ class Process(threading.Thread):
         try:
             return self._follow(process)
         finally:
-            self.ready.clear()
+            if self.condition != "done":  # A task that has ended well stays ready: others may need it later.
+                self.ready.clear()
             self._end(process)
             self.supervisor.own.discard(process.pid)
             self.pid = 0
@@ -150,10 +152,7 @@ class Process(threading.Thread):
                     if self.service.name in other.service.after:
                         other.ended.wait(10)
             with contextlib.suppress(ProcessLookupError):
-                if self.service.stop_group:
-                    os.killpg(process.pid, self.service.stop)
-                else:
-                    process.send_signal(self.service.stop)
+                self._signal(process)
             try:
                 process.wait(self.service.grace)
             except subprocess.TimeoutExpired:
@@ -161,6 +160,16 @@ class Process(threading.Thread):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # whatever it started and left behind
         process.wait()
+
+    def _signal(self, process: subprocess.Popen[bytes]) -> None:
+        if self.service.stop_group:
+            os.killpg(process.pid, self.service.stop)
+            return
+        pid = process.pid
+        if self.service.pid_file:
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                pid = int(self.service.pid_file.read_text().split()[0])
+        os.kill(pid, self.service.stop)
 
     def _say(self, condition: str, detail: str = "") -> None:
         self.condition, self.detail, self.since = condition, detail, time.time()
@@ -250,11 +259,10 @@ class Inner(Supervisor):
     def _databases(self) -> None:
         from stack import postgres
 
-        wanted = postgres.services(self.state)
-        for name, service in wanted.items():
-            if name not in self.processes:
-                self.start(service)
-                self.processes[name].start()
+        wanted = postgres.names(self.state)
+        for name in wanted - self.processes.keys():
+            self.start(postgres.service(self.state, name))
+            self.processes[name].start()
         for name, process in list(self.processes.items()):
             if name.startswith(postgres.PREFIX) and name not in wanted:
                 process.tell_to_stop()
@@ -269,7 +277,7 @@ def announce(state: State) -> None:
         "server": state.server, "kubeconfig": str(state.kubeconfig), "ca": str(state.ca),
         "http_port": ports.http, "https_port": ports.https,
         "portal": state.url("portal.localhost"), "git": state.url("git.localhost"),
-        "issuer": state.url("auth.localhost"), "pgpass": str(state.pgpass),
+        "issuer": state.issuer, "pgpass": str(state.pgpass),
         "pod_network": POD_NETWORK,
     })
 
