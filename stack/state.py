@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import threading
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -173,11 +174,16 @@ class State:
         """Return the HTTPS address of a host behind the router, as browsers and pods both use it."""
         return f"https://{host}:{self.ports.https}"
 
+    @property
+    def issuer(self) -> str:
+        """The sign-on's address, as applications are told it and as tokens carry it: with a realm, as at CERN."""
+        return self.url("auth.localhost") + "/auth/realms/cern"
+
     def write(self, name: str, text: str) -> Path:
         """Write a file that only its owner can read, at once or not at all; return its path."""
         path = self.path(name)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        part = path.with_name(f".{path.name}.{os.getpid()}")
+        part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}")
         try:
             with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
                 file.write(text)
