@@ -158,8 +158,9 @@ def load(path: Path, target: str = "cern", facts: Mapping[str, Any] | None = Non
         raise reader.wrong("local", "is a table of overrides")
     reader.build(Instance, _merged(table, {}), "")
     if target == "local":
+        reader.local = True
         table = _merged(table, _filled(local, facts or {}, reader))
-    made: Instance = reader.build(Instance, table, "", local if target == "local" else None)
+    made: Instance = reader.build(Instance, table, "")
     port = int((facts or {}).get("https_port", 0)) if target == "local" else 0
     return dataclasses.replace(made, name=path.stem, path=path, at=target, port=port)
 
@@ -170,24 +171,30 @@ class _Reader:
 
     path: Path
     text: str
+    local: bool = False
+    """Whether the rest of the file was found good, so that what is wrong stands in [local]."""
 
     def wrong(self, key: str, why: str, cure: str = "") -> WrongUse:
         return WrongUse(f"{self.path}:{self.line(key)}: {key} {why}", cure)
 
     def line(self, key: str) -> int:
-        """Return the line of `table.key`, of its table when the key is missing, else 1."""
+        """Return the line of `table.key`, of its table when the key is missing, else 1; [local] first once it is read."""
+        places = [f"local.{key}", key] if self.local else [key]
+        return next((line for place in places if (line := self._line(place))), 1)
+
+    def _line(self, key: str) -> int:
         table, _, leaf = key.rpartition(".")
-        current, table_line = "", 1
+        current, table_line = "", 0
         for number, line in enumerate(self.text.splitlines(), 1):
             if header := re.match(r"\s*\[([^\]]+)\]", line):
                 current = header[1].strip()
                 if current in (key, table):
                     table_line = number
-            elif current.removeprefix("local").removeprefix(".") == table and re.match(rf"\s*\"?{re.escape(leaf)}\"?\s*[=.]", line):
+            elif current == table and re.match(rf"\s*\"?{re.escape(leaf)}\"?\s*[=.]", line):
                 return number
         return table_line
 
-    def build(self, form: type, table: Mapping[str, Any], prefix: str, local: Mapping[str, Any] | None = None) -> Any:
+    def build(self, form: type, table: Mapping[str, Any], prefix: str) -> Any:
         hints = get_type_hints(form)
         fields = {f.name: f for f in dataclasses.fields(form) if f.metadata}
         for key in table:
@@ -235,7 +242,10 @@ def _filled(value: Any, facts: Mapping[str, Any], reader: _Reader, key: str = "l
         return value
     try:
         whole = re.fullmatch(r"\{(\w+)\}", value)
-        return facts[whole[1]] if whole else value.format(**facts)
-    except (KeyError, IndexError, ValueError) as error:
+        variable = key.startswith("local.environment.")  # A variable is a text, whatever the fact is.
+        return facts[whole[1]] if whole and not variable else value.format(**facts)
+    except ValueError as error:
+        raise reader.wrong(key, f"cannot be filled in: {error}", "write a brace that is meant as one twice") from error
+    except (KeyError, IndexError) as error:
         raise reader.wrong(key, f"names {error}, which the stack does not give",
                            "it gives " + ", ".join(sorted(facts))) from error
