@@ -83,7 +83,7 @@ def stack_down(_c: Context, *, wipe: bool = False, debug: bool = False) -> None:
 
 
 @task(name="status", auto_shortflags=False, help={"json": "Print JSON."})
-def stack_status(_c: Context, *, json: bool = False, debug: bool = False) -> None:  # noqa: A002
+def stack_status(_c: Context, *, json: bool = False, debug: bool = False) -> None:
     """Show the parts of the local stack: state, version, and where each program came from.
 
     Example: invoke stack.status --json

@@ -1,11 +1,10 @@
 """Setting up the database: a PostgreSQL instance of the Database on Demand service, a role and a database for the app."""
 
+from procedures import project
 from runbook.instance import Instance
 from runbook.observed import Observed
 from runbook.plan import Admitted, Answers, Apply, Ask, Credential, Execute, LogIn, Plan, secret
 from runbook.step import step
-
-from procedures import project
 
 PORTAL = "https://dbod.web.cern.ch/"
 GUIDE = "https://dbod-user-guide.web.cern.ch/"
@@ -35,7 +34,7 @@ def app_password(instance: Instance) -> Credential:
 def request(instance: Instance, _observed: Observed) -> Plan:
     """Request a PostgreSQL instance from Database on Demand."""
     db = instance.database
-    values = {"name": db.instance, "type": "PostgreSQL", "owner": instance.site.owner}
+    values: dict[str, str | int] = {"name": db.instance, "type": "PostgreSQL", "owner": instance.site.owner}
     if instance.at == "local":
         values["port"] = db.port  # At CERN the service chooses it, and you copy it into the instance file.
     yield Ask(
@@ -87,18 +86,15 @@ def password(instance: Instance, _observed: Observed) -> Plan:
     """Replace the administrator's password that came by mail."""
     db = instance.database
     mark = "guide: password changed"
+    # The role carries a mark that everybody can read, so that no file has to remember it; both in one transaction.
     yield Execute(
-        f"ALTER ROLE \"{db.administrator}\" PASSWORD '{{verifier}}'",
-        # The role carries a mark that everybody can read, so that no file has to remember it.
-        unless=f"SELECT 1 FROM pg_roles WHERE rolname = '{db.administrator}' AND 'application_name={mark}' = ANY (rolconfig)",
+        f"ALTER ROLE \"{db.administrator}\" PASSWORD '{{verifier}}'; "
+        f"ALTER ROLE \"{db.administrator}\" SET application_name = '{mark}'",
+        unless=f"SELECT 1 FROM pg_roles WHERE rolname = '{db.administrator}' "
+               f"AND 'application_name={mark}' = ANY (rolconfig)",
         credential=administrator(instance),
         keep="administrator",
         instead="The former password is not known any more; `--rotate` makes another.",
-    )
-    yield Execute(
-        f"ALTER ROLE \"{db.administrator}\" SET application_name = '{mark}'",
-        unless=f"SELECT 1 FROM pg_roles WHERE rolname = '{db.administrator}' AND 'application_name={mark}' = ANY (rolconfig)",
-        instead="The mark stays with the password.",
     )
 
 
@@ -124,7 +120,10 @@ def role(instance: Instance, _observed: Observed) -> Plan:
                   credential=credential)
     # Since PostgreSQL 16 a role that is not a superuser must be a member of the owner whom it names.
     yield Execute(f'GRANT "{db.role}" TO "{db.administrator}"',
-                  unless=f"SELECT 1 WHERE pg_has_role('{db.administrator}', '{db.role}', 'SET')")
+                  unless="SELECT 1 FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.roleid JOIN pg_roles a ON a.oid = m.member "
+                         f"WHERE r.rolname = '{db.role}' AND a.rolname = '{db.administrator}' "
+                         "AND coalesce((to_jsonb(m) ->> 'set_option')::bool, true)",
+                  instead="The membership goes with the role.")
 
 
 @step(
@@ -142,3 +141,8 @@ def create(instance: Instance, _observed: Observed) -> Plan:
                   undo_unless=f"SELECT 1 WHERE NOT EXISTS ({there})")
     yield Execute(f'ALTER DATABASE "{db.name}" OWNER TO "{db.role}"',
                   unless=f"{there} AND pg_get_userbyid(datdba) = '{db.role}'")
+    # Where somebody dropped the role, its tables went to the administrator: the app's role gets them back.
+    yield Execute(f'REASSIGN OWNED BY "{db.administrator}" TO "{db.role}"', database=db.name,
+                  unless="SELECT 1 WHERE NOT EXISTS (SELECT FROM pg_class WHERE relnamespace = 'public'::regnamespace "
+                         f"AND pg_get_userbyid(relowner) = '{db.administrator}')",
+                  instead="The tables stay with the role that owns the database.")

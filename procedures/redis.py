@@ -3,12 +3,11 @@
 import re
 from typing import Any
 
+from procedures import project
 from runbook.instance import Instance
 from runbook.observed import Observed
 from runbook.plan import Apply, Credential, Manifest, Object, Plan, Require, WaitFor, rolled_out
 from runbook.step import step
-
-from procedures import project
 
 TEMPLATE = "redis-ephemeral"
 """Channel data is transient, so the template without a volume is the right one."""
@@ -35,7 +34,7 @@ def add(instance: Instance, observed: Observed) -> Plan:
     stream = observed.object("ImageStream", "redis", "openshift")
     tags = sorted(tag["tag"] for tag in (stream or {}).get("status", {}).get("tags", []))
     yield Require(f"the image stream redis has the tag {wanted.version}",
-                  "" if stream is None and observed.empty or wanted.version in tags
+                  "" if (stream is None and observed.empty) or wanted.version in tags
                   else f"it has {', '.join(tags)}" if tags else "there is no image stream redis in the namespace openshift",
                   "put one of those tags into the instance file as `version` below [redis]")
     template = observed.object("Template", TEMPLATE, "openshift") or SHAPE

@@ -1,11 +1,11 @@
 """Single sign-on: the registration's client id and secret, where the app finds them."""
 
+from procedures import project
 from runbook.instance import Instance
 from runbook.observed import Observed
-from runbook.plan import Apply, Ask, Credential, Plan, secret as secret_manifest
+from runbook.plan import Apply, Ask, Credential, Plan
+from runbook.plan import secret as secret_manifest
 from runbook.step import step
-
-from procedures import project
 
 PORTAL = "https://application-portal.web.cern.ch/"
 

@@ -32,7 +32,7 @@ class Guide(Program):  # type: ignore[misc]
 
     def print_version(self) -> None:
         """Print our version, and invoke's."""
-        print(f"certhelper guide {_version()} (invoke {version('invoke')})")  # noqa: T201
+        print(f"certhelper guide {_version()} (invoke {version('invoke')})")
 
     def _explained(self, message: str) -> str:
         if wrong := re.match(r"No idea what '(.*)' is!", message):

@@ -45,7 +45,7 @@ def seen(proof: Admitted, deed: str, connections: Connections) -> Difference:
     """Return whether the server admits the app's running pod; without a running pod that is not known yet."""
     from runbook.diff import Difference, State
 
-    pods = connections.observed.objects("Pod", f"deployment={proof.deployment}") if _project(connections) else []
+    pods = connections.observed.objects("Pod", f"app={proof.deployment}") if _project(connections) else []
     ready = [p for p in pods if p.get("status", {}).get("phase") == "Running" and "deletionTimestamp" not in p["metadata"]]
     if not ready:
         return Difference(State.WAITING, deed, note="not tried: no pod of the app runs yet")

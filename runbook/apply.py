@@ -13,7 +13,20 @@ from runbook.connections import Connections
 from runbook.diff import Difference, State, compare, look, proved, wire
 from runbook.errors import Conflict, GuideError, Unknown, WaitingForPerson
 from runbook.plan import (
-    Action, Admitted, Apply, Ask, Condition, Execute, Look, Manifest, Object, Require, Scale, StartBuild, WaitFor, Write,
+    Action,
+    Admitted,
+    Apply,
+    Ask,
+    Condition,
+    Execute,
+    Look,
+    Manifest,
+    Object,
+    Require,
+    Scale,
+    StartBuild,
+    WaitFor,
+    Write,
 )
 
 Tell = Callable[[str], None]
@@ -41,7 +54,7 @@ def _(action: Apply, difference: Difference, connections: Connections, manager: 
 
 @carry_out.register
 def _(action: Execute, _difference: Difference, connections: Connections, _manager: str, _tell: Tell) -> None:
-    connection = connections.administrator()
+    connection = connections.administrator(action.database)
     if action.credential is None:
         connections.database.execute(connection, action.statement)
     else:

@@ -110,7 +110,7 @@ class Connections:
         """Say that something was changed: what was observed is asked again."""
         self.observed.forget()
 
-    def administrator(self) -> Any:
+    def administrator(self, database: str = "postgres") -> Any:
         """Return a connection to the database server as its administrator, whose password the reader's file holds.
 
         Raises Unknown when there is no password or it is refused: the state of database steps is then unknown.
@@ -121,7 +121,7 @@ class Connections:
         found = self.passwords.prepared(db.host, db.port, db.administrator)
         if found:  # An interrupted change of the password: one of the two is right.
             try:
-                connection = self.database.log_in(db.administrator, found)
+                connection = self.database.log_in(db.administrator, found, database)
             except Unknown:
                 self.passwords.settled()
             else:
@@ -132,7 +132,7 @@ class Connections:
         if found is None:
             raise Unknown(f"no password of {db.administrator} at {db.host}:{db.port} in {self.passwords.path}",
                           f"add the line {db.host}:{db.port}:*:{db.administrator}:PASSWORD to it, mode 0600")
-        return self.database.log_in(db.administrator, found)
+        return self.database.log_in(db.administrator, found, database)
 
     def known(self, wanted: Credential) -> Hidden | None:
         """Return a credential's value without asking anybody and without making one up; None when there is none yet."""

@@ -16,11 +16,27 @@ from typing import Any
 
 from runbook import admission
 from runbook.clients.cluster import Refused
-from runbook.connections import Connections, Hidden
+from runbook.connections import Connections
 from runbook.errors import Conflict, GuideError, Unknown, Unreachable
 from runbook.plan import (
-    Action, Admitted, Answers, Apply, Ask, Credential, Execute, LogIn, Look, Manifest, Object, Proof, Require, Scale,
-    StartBuild, WaitFor, Write, marked,
+    Action,
+    Admitted,
+    Answers,
+    Apply,
+    Ask,
+    Credential,
+    Execute,
+    LogIn,
+    Look,
+    Manifest,
+    Object,
+    Proof,
+    Require,
+    Scale,
+    StartBuild,
+    WaitFor,
+    Write,
+    marked,
 )
 
 
@@ -102,10 +118,12 @@ def _(action: Execute, connections: Connections, _manager: str) -> Difference:
     try:
         if isinstance(action.unless, LogIn):
             return _logged_in(action.unless, connections, what)
-        done = connections.database.query(connections.administrator(), action.unless)
+        done = connections.database.query(connections.administrator(action.database), action.unless)
     except Unreachable as error:
         return Difference(State.NEW, what, note=error.found, cure=error.cure)
     except Unknown as error:
+        if f'database "{action.database}" does not exist' in error.found:
+            return Difference(State.NEW, what, note=error.found)
         return Difference(State.UNKNOWN, what, note=error.found, cure=error.cure)
     return Difference(State.DONE if done else State.MISSING, what)
 
@@ -214,8 +232,8 @@ def wire(action: Apply, connections: Connections, manager: str, *, make: bool) -
     for key, value in manifest.pop("stringData", {}).items():
         if isinstance(value, Credential):
             found = connections.resolve(value) if make else connections.known(value)
-            if found is None and value.optional:
-                found = Hidden("")
+            if value.optional and not found:
+                continue  # An empty key would set what reads it to nothing; a missing one leaves its default.
             if found is None:
                 unknown.append(key)
                 continue

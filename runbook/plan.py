@@ -104,6 +104,8 @@ class Execute:
     undo_unless: str = ""
     """A query: a row means that there is nothing to take back."""
     data: bool = False
+    database: str = "postgres"
+    """The database in which it runs."""
     credential: Credential | None = None
     keep: str = ""
     """`administrator`: the credential is the administrator's own and goes into his password file, not the cluster."""

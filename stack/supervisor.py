@@ -8,8 +8,6 @@ the first process of a namespace everything in it dies. Each writes what it know
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import importlib.util
 import json
 import os
 import select
@@ -113,7 +111,7 @@ class Process(threading.Thread):
         end = os.pidfd_open(process.pid)
         try:
             while True:
-                wait = 5.0 if service.once and self.ready.is_set() else LOOK if self.ready.is_set() else POLL
+                wait = LOOK if self.ready.is_set() else POLL
                 happened = select.select([end, self._wake], [], [], wait)[0]
                 if self.told.is_set():
                     return False
@@ -288,7 +286,7 @@ def run_outer(state: State) -> None:
     state.write("run/outer.pid", f"{os.getpid()}\n")
     # SIGKILL from the kernel when this process dies, however it dies.
     supervisor = Supervisor(state, "outer", prefix=[services.tool("setpriv"), "--pdeathsig", "KILL"])
-    supervisor.run(_present(services.outer(state, sockets)))
+    supervisor.run(services.outer(state, sockets))
 
 
 def run_inner(state: State) -> None:
@@ -300,11 +298,10 @@ def run_inner(state: State) -> None:
         stale.unlink(missing_ok=True)
     # In a process of its own: the netlink library would stay in memory for good.
     subprocess.run([sys.executable, "-P", "-m", "stack.network"], check=True)
-    if importlib.util.find_spec("stack.haproxy"):
-        from stack import haproxy
+    from stack import haproxy
 
-        state.write("run/haproxy.cfg", haproxy.initial(state, sockets))
-    Inner(state, "inner").run(_present(services.inner(state, sockets)))
+    state.write("run/haproxy.cfg", haproxy.initial(state, sockets))
+    Inner(state, "inner").run(services.inner(state, sockets))
 
 
 def run_cluster(state: State) -> None:
@@ -321,21 +318,6 @@ def run_cluster(state: State) -> None:
             return False
     wait_until(answers, "the API server", 90)
     cluster.prepare(state)
-
-
-def _present(wanted: list[Service]) -> list[Service]:
-    def there(service: Service) -> bool:
-        module = {"haproxy": "stack.haproxy", "cluster": "stack.cluster"}.get(service.name)
-        if "-m" in service.argv and not module and service.name != "inner":
-            module = service.argv[service.argv.index("-m") + 1]
-        spec = importlib.util.find_spec(module) if module else None
-        if module and spec and spec.submodule_search_locations:
-            spec = importlib.util.find_spec(module + ".__main__")
-        return not module or spec is not None
-    kept = [service for service in wanted if there(service)]
-    names = {service.name for service in kept}
-    return [dataclasses.replace(service, after=tuple(name for name in service.after if name in names))
-            for service in kept]
 
 
 def main(role: str, root: str) -> None:

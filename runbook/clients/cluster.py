@@ -48,7 +48,7 @@ class Cluster:
 
         try:
             client = kube_config.new_client_from_config(str(kubeconfig) if kubeconfig else None)
-        except Exception as error:  # noqa: BLE001 - the package raises many kinds for one thing: no usable log-in
+        except Exception as error:
             raise GuideError(f"no log-in to a cluster: {error}",
                              "log in first: `oc login --web --server=https://api.paas.okd.cern.ch:443`") from error
         self.project = project
@@ -206,7 +206,7 @@ class Cluster:
             session.run_forever(timeout=seconds)
             printed = session.read_all()
             code = session.returncode
-        except Exception as error:  # noqa: BLE001 - the websocket library raises its own kinds
+        except Exception as error:
             raise GuideError(f"cannot run a command in pod {pod}: {error}") from error
         return (124 if code is None else int(code)), printed
 
@@ -236,7 +236,8 @@ class Cluster:
 
     def _headers(self, content: str) -> dict[str, str]:
         """Return the headers of a request; a log-in that has run out is renewed as the kubeconfig says."""
-        token = self._client.configuration.get_api_key_with_prefix("authorization")
+        configuration = self._client.configuration
+        token = configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
         basic = {"Authorization": token} if token else {}
         return {"Accept": "application/json", "Content-Type": content, "User-Agent": "certhelper-guide"} | basic
 

@@ -12,7 +12,8 @@ import socket
 import ssl
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -144,20 +145,25 @@ class Server:
     def query(self, connection: Any, sql: str) -> list[tuple[Any, ...]]:
         """Return the rows of a query."""
         self.counted["query"] += 1
-        with connection.cursor() as cursor:
+        with self._words(), connection.cursor() as cursor:
             cursor.execute(sql)
             return list(cursor.fetchall())
 
     def execute(self, connection: Any, sql: str) -> None:
         """Execute a statement. Raises GuideError with the server's words; a secret is never among them."""
+        self.counted["statement"] += 1
+        with self._words(), connection.cursor() as cursor:
+            cursor.execute(sql)
+
+    @contextmanager
+    def _words(self) -> Iterator[None]:
+        """Turn a refusal into the server's own words; the statement, which may hold a verifier, is not among them."""
         import psycopg2
 
-        self.counted["statement"] += 1
         try:
-            with connection.cursor() as cursor:
-                cursor.execute(sql)
+            yield
         except psycopg2.Error as error:
-            primary = error.diag.message_primary or "the server gave no reason"
+            primary = error.diag.message_primary or "the connection broke off"
             raise GuideError(f"{self.host}:{self.port}: {primary}", error.diag.message_hint or "") from None
 
     def verifier(self, connection: Any, user: str, password: str) -> str:
