@@ -212,17 +212,15 @@ def _apply_all(api: Api, manifests: list[Manifest]) -> None:
 
 def _apply(api: Api, manifest: Manifest) -> None:
     """Apply one object, patiently: a new kind is served a moment after its definition."""
-    kind, name, namespace = manifest["kind"], manifest["metadata"]["name"], manifest["metadata"].get("namespace")
+    what = f"{manifest['kind']} {manifest['metadata']['name']}"
 
     def applied() -> bool:
         try:
             api.apply(manifest, MANAGER)
-            if kind == "ImageStream":  # creation drops the status
-                api.patch(kind, name, {"status": manifest["status"]}, namespace, subresource="status", manager=MANAGER)
         except ApiError as error:
             if error.status in (404, 429, 503):
                 return False
-            raise StackError(f"the API server refuses the stack's own {kind} {name}: {error}") from error
+            raise StackError(f"the API server refuses the stack's own {what}: {error}") from error
         return True
 
-    wait_until(applied, f"the API server to take {kind} {name}", 30)
+    wait_until(applied, f"the API server to take {what}", 30)

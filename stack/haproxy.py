@@ -223,8 +223,8 @@ def _address(one: Address) -> str:
 
 
 def _stream(name: str, bind: str, endpoints: Iterable[Endpoint]) -> str:
-    return "\n    ".join([f"listen {name}", "mode tcp", f"bind {bind}", "no option http-no-delay", "option clitcpka",
-                          "option srvtcpka", "timeout client 24h", "timeout server 24h",
+    return "\n    ".join([f"listen {name}", "mode tcp", f"bind {bind}", "no option http-no-delay", "retries 0",
+                          "option clitcpka", "option srvtcpka", "timeout client 24h", "timeout server 24h",
                           *(_server(one) for one in endpoints)]) + "\n"
 
 

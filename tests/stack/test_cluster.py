@@ -188,9 +188,17 @@ def test_a_redis_template_becomes_objects_that_the_cluster_takes(member: Api, pr
 def test_the_templates_version_is_a_tag_of_the_image_stream(member: Api) -> None:
     stream = member.get("ImageStream", "redis", "openshift")
     assert stream is not None
-    tags = {one["tag"]: one["items"][0]["image"] for one in stream["status"]["tags"]}
-    assert {"6-el9", "7-el9", "latest"} == set(tags)
-    assert tags["latest"] == tags["6-el9"] != tags["7-el9"]
+    assert {one["name"]: one["from"]["name"] for one in stream["spec"]["tags"]} == {
+        "6-el9": "quay.io/sclorg/redis-6-c9s:latest", "7-el9": "quay.io/sclorg/redis-7-c9s:latest", "latest": "6-el9"}
+
+
+def test_the_builder_imports_the_image_that_the_template_uses(member: Api) -> None:
+    def imported() -> bool:
+        stream = member.get("ImageStream", "redis", "openshift")
+        assert stream is not None
+        return any(one["tag"] == "7-el9" and one["items"] for one in (stream.get("status") or {}).get("tags", []))
+
+    wait_until(imported, "openshift/redis:7-el9 to be imported", 20)
 
 
 # --- rights
