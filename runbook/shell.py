@@ -168,8 +168,8 @@ def _(action: Execute, setting: Setting) -> Iterable[str]:
         yield '  ( umask 077; touch "$passwords"'
         yield f"    {{ printf '%s' {quoted(line)}; printf '%s\\n' \"${name}\" | sed 's/[\\\\:]/\\\\&/g'"
         yield f"      grep -vF {quoted(line)} \"$passwords\" || true; }} > \"$passwords.new\" )"
-    yield f"  {setting.psql} -v ON_ERROR_STOP=1 <<EOF"
-    yield statement
+    yield f"  {setting.psql} -v ON_ERROR_STOP=1 -1 -f - <<EOF"  # both or none, when there are two statements
+    yield statement + ";"
     yield "EOF"
     if kept:
         yield '  mv "$passwords.new" "$passwords"'
@@ -229,6 +229,7 @@ def _(action: Scale, setting: Setting) -> Iterable[str]:
 def _(action: Look, _setting: Setting) -> Iterable[str]:
     if action.what:
         yield f"# {action.what}"
+    # Rolled out is not yet known to the router: it answers 503 for a moment, which curl tries again.
     url = quoted(re.sub("^wss", "https", action.url).rstrip("/") + "/" + action.path.lstrip("/"))
     if action.websocket:
         yield "# 101 means that the websocket opens; curl then waits for nothing and is ended."
@@ -237,11 +238,11 @@ def _(action: Look, _setting: Setting) -> Iterable[str]:
         yield "    --header 'Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==' || true; } | grep -qx 101"
     elif action.status != (200,):
         codes = "|".join(map(str, action.status))
-        yield f"curl --silent --show-error --output /dev/null --write-out '%{{http_code}}' {url} | grep -qxE '{codes}'"
+        yield f"curl --retry 5 --silent --show-error --output /dev/null --write-out '%{{http_code}}' {url} | grep -qxE '{codes}'"
     elif action.contains:
-        yield f"curl --fail --silent --show-error {url} | grep -F {quoted(action.contains)}"
+        yield f"curl --fail --retry 5 --silent --show-error {url} | grep -F {quoted(action.contains)}"
     else:
-        yield f"curl --fail --silent --show-error --output /dev/null {url}"
+        yield f"curl --fail --retry 5 --silent --show-error --output /dev/null {url}"
 
 
 @commands.register
@@ -313,13 +314,17 @@ def _in_heredoc(manifest: Manifest) -> str:
             raise ValueError(f"a credential belongs into a Secret, not into {manifest['kind']}")
         return _escaped(yaml_text(manifest))
     bare = {key: value for key, value in manifest.items() if key not in ("stringData", "data")}
-    lines = [f'  {key}: "$(b64 {_value(value)})"' for key, value in manifest.get("stringData", {}).items()]
+    lines = [_secret_line(key, value) for key, value in manifest.get("stringData", {}).items()]
     lines += [f"  {key}: {value}" for key, value in manifest.get("data", {}).items()]
     return _escaped(yaml_text(bare)) + "\n".join(["data:", *lines, ""])
 
 
-def _value(value: str | Credential) -> str:
-    return f'"${shell_name(value)}"' if isinstance(value, Credential) else quoted(value)
+def _secret_line(key: str, value: str | Credential) -> str:
+    if not isinstance(value, Credential):
+        return f"  {key}: '$(b64 {quoted(value)})'"
+    line = f"  {key}: '$(b64 \"${shell_name(value)}\")'"
+    # An empty key would set what reads it to nothing; a missing one leaves its default.
+    return f"${{{shell_name(value)}:+{line}}}" if value.optional else line
 
 
 def _escaped(text: str) -> str:
