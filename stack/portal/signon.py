@@ -13,6 +13,7 @@ The users are in `signon/users.json` of the state folder and can be changed ther
 
 from __future__ import annotations
 
+import importlib
 import json
 import secrets
 from collections.abc import Mapping
@@ -140,6 +141,7 @@ class Provider:
 
         from a2wsgi import WSGIMiddleware
 
+        importlib.import_module("authlib.deprecate")  # turns its warnings on, so it comes before they are ignored
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecations within the package, which is pinned
             import flask
