@@ -118,6 +118,8 @@ defaults
     mode http
     # Without it the events of a watch wait for more to be sent, up to 0.2 s each.
     option http-no-delay
+    # After a reload a client that still has a connection is answered once more on it, and told to come anew.
+    option idle-close-on-response
     option redispatch
     retries 3
     timeout connect 5s
@@ -223,9 +225,9 @@ def _address(one: Address) -> str:
 
 
 def _stream(name: str, bind: str, endpoints: Iterable[Endpoint]) -> str:
-    return "\n    ".join([f"listen {name}", "mode tcp", f"bind {bind}", "no option http-no-delay", "retries 0",
-                          "option clitcpka", "option srvtcpka", "timeout client 24h", "timeout server 24h",
-                          *(_server(one) for one in endpoints)]) + "\n"
+    return "\n    ".join([f"listen {name}", "mode tcp", f"bind {bind}", "no option http-no-delay",
+                          "no option idle-close-on-response", "retries 0", "option clitcpka",
+                          "option srvtcpka", "timeout client 24h", "timeout server 24h", *(_server(one) for one in endpoints)]) + "\n"
 
 
 def _server(endpoint: Endpoint) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import random
 import socket
 import ssl
 import subprocess
@@ -23,7 +24,7 @@ from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as connect_websocket
 
 from stack import binaries, cluster, haproxy, router
-from stack.api import Api, Manifest, wait_until
+from stack.api import Api, ApiError, Manifest, wait_until
 from stack.haproxy import Address, Endpoint, Frame, Web
 from stack.state import API_CLUSTER_ADDRESS, NODE_ADDRESS, OUTSIDE_ADDRESS, POD_NETWORK, Ports, State
 
@@ -404,17 +405,28 @@ def test_no_request_fails_while_the_router_changes(site: Site, host: str) -> Non
                 if status != 200:
                     failed.append(str(status))
 
+    def ask_the_api() -> None:
+        """Ask on one connection that is kept: a reload must not close it under the next request."""
+        api = Api(site.state.server, site.state.tokens.admin, site.state.ca)
+        while not over.wait(random.random() / 100):
+            try:
+                api.get("ConfigMap", "none", site.namespace)
+            except ApiError as error:
+                failed.append(str(error))
+
     with site.upstream(18108):
         site.answers(host, 200)
-        asking = threading.Thread(target=ask)
-        asking.start()
+        asking = [threading.Thread(target=ask), *(threading.Thread(target=ask_the_api) for _ in range(8))]
+        for thread in asking:
+            thread.start()
         try:
-            for number in range(3):
+            for number in range(5):
                 site.route(f"more-{number}-{host}", name=f"more-{number}")
                 site.answers(f"more-{number}-{host}", 200)
         finally:
             over.set()
-            asking.join()
+            for thread in asking:
+                thread.join()
     assert not failed
 
 
