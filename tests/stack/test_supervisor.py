@@ -1,0 +1,139 @@
+"""The supervisors: what dies is started again, and nothing outlives them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stack import commands, launch
+from stack.api import wait_until
+from stack.state import State
+
+
+def silent(_line: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def second() -> Iterator[State]:
+    """Another stack, beside the session's: one that these tests may kill."""
+    state = State(Path(tempfile.mkdtemp(prefix="stack-")))
+    commands.up(state, silent)
+    yield state
+    commands.down(state, wipe=True, progress=silent)
+    assert not state.root.exists()
+
+
+def parts(state: State) -> dict[str, dict[str, object]]:
+    return {row["part"]: row for row in commands.status(state)["parts"]}
+
+
+def processes(state: State) -> list[str]:
+    """The host's processes that have the state folder in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if any(str(state.root) in word for word in words) and int(path.parent.name) != os.getpid():
+            found.append(" ".join(words))
+    return found
+
+
+def test_two_stacks_run_side_by_side(stack, second):
+    assert stack.state.ports.api != second.ports.api
+    assert processes(stack.state)
+    for state in (second, stack.state):
+        wait_until(lambda state=state: {row["state"] for row in parts(state).values()} <= {"ready", "done"},
+                   "every part to be ready", 5)
+
+
+def test_everything_listens_on_loopback_only(second):
+    ports = {second.ports.api, second.ports.http, second.ports.https, *second.ports.databases}
+    seen = {}
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            local, state = line.split()[1], line.split()[3]
+            address, port = local.split(":")
+            if state == "0A" and int(port, 16) in ports:
+                seen[int(port, 16)] = address
+    assert seen == dict.fromkeys(ports, "0100007F")
+
+
+def test_files_are_the_owners_only(second):
+    assert second.root.stat().st_mode & 0o777 == 0o700
+    for secret in ("tokens.json", "users.csv", "kubeconfig", "admin.kubeconfig", "pki/ca.key", "connection.json"):
+        assert second.path(secret).stat().st_mode & 0o077 == 0, secret
+    tokens = second.tokens
+    for line in processes(second):
+        assert tokens.admin not in line
+        assert tokens.member not in line
+
+
+@pytest.mark.parametrize("part", ["etcd", "kube-apiserver", "kube-controller-manager", "haproxy", "platform", "portal",
+                                  "builder"])
+def test_a_part_that_is_killed_comes_back(second, part):
+    before = parts(second)[part]
+    os.kill(int(str(before["pid"])), signal.SIGKILL)
+    after = wait_until(lambda: (row := parts(second)[part])["state"] == "ready" and row["pid"] not in (0, before["pid"])
+                       and row, f"{part} to be ready again", 60)
+    assert after["restarts"] == before["restarts"] + 1
+    wait_until(lambda: commands.up(second, silent), "the stack to answer", 30)
+
+
+def test_the_private_namespaces_come_back(second):
+    before = parts(second)
+    os.kill(int(str(before["inner"]["pid"])), signal.SIGKILL)
+    wait_until(lambda: parts(second).get("kube-apiserver", {}).get("pid", 0) not in (0, before["kube-apiserver"]["pid"]),
+               "a new API server", 30)
+    commands.up(second, silent)
+    assert parts(second)["inner"]["restarts"] == 1
+
+
+def test_nothing_outlives_the_outer_supervisor(second):
+    """The must-fail twin of a clean stop: killed, it can tidy nothing; and the next start finds its way."""
+    assert len(processes(second)) > 5
+    os.kill(int(second.path("run", "outer.pid").read_text()), signal.SIGKILL)
+    wait_until(lambda: not processes(second), "the end of every process", 10)
+    assert not launch.running(second)
+    assert not commands.status(second)["running"]
+    assert commands.up(second, silent)["server"] == second.server
+    assert parts(second)["kube-apiserver"]["state"] == "ready"
+
+
+def test_ready_is_said_only_when_a_check_says_so(tmp_path):
+    """A process that runs but never answers is not ready, is ended at its deadline, and started again."""
+    state = State(tmp_path)
+    state.logs.mkdir()
+    code = subprocess.Popen([sys.executable, "-c", f"""
+import sys
+from pathlib import Path
+from stack.services import Service
+from stack.state import State
+from stack.supervisor import Supervisor
+service = Service("mute", [sys.executable, "-c", "import time; time.sleep(600)"], lambda: "nothing heard", deadline=0.2)
+Supervisor(State(Path({str(tmp_path)!r})), "trial").run([service])
+"""], cwd=launch.checkout())
+    try:
+        def seen() -> dict[str, object]:
+            try:
+                known: dict[str, object] = json.loads((tmp_path / "run/trial.json").read_text())["mute"]
+            except (OSError, ValueError):
+                return {}
+            return known
+        wait_until(lambda: int(str(seen().get("restarts", 0))) >= 2, "two restarts", 20)
+        assert seen()["state"] != "ready"
+        wait_until(lambda: "nothing heard" in str(seen()["detail"]), "the reason", 10)
+    finally:
+        code.terminate()
+        assert code.wait(10) == 0
+    assert not processes(State(tmp_path))
