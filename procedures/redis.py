@@ -42,9 +42,8 @@ def add(instance: Instance, observed: Observed) -> Plan:
         "DATABASE_SERVICE_NAME": wanted.name, "REDIS_VERSION": wanted.version, "MEMORY_LIMIT": wanted.memory,
         "NAMESPACE": "openshift", "REDIS_PASSWORD": password(instance),
     }):
-        if manifest["kind"] == "Deployment":
-            manifest = with_observed_image(manifest, observed, stream, wanted.version)
-        yield Apply(manifest)
+        deployed = manifest["kind"] == "Deployment"
+        yield Apply(with_observed_image(manifest, observed, stream, wanted.version) if deployed else manifest)
     yield WaitFor(Object("Deployment", wanted.name), rolled_out)
 
 

@@ -57,7 +57,8 @@ def tried(proof: Admitted, connections: Connections) -> str:
     """Make a pod that tries, and remove it; return "" when it was let in, else the server's words."""
     cluster = connections.cluster
     _remove(connections)
-    cluster.request("POST", cluster.collection("Pod"), pod(proof, image(proof, connections)), fieldManager="guide/database.access")
+    cluster.request("POST", cluster.collection("Pod"), pod(proof, image(proof, connections)),
+                    query={"fieldManager": "guide/database.access"})
     try:
         ended = cluster.wait(Object("Pod", POD), ENDED, 180)
         said = cluster.log(POD).strip()
@@ -84,7 +85,8 @@ def image(proof: Admitted, connections: Connections) -> str:
 
 def pod(proof: Admitted, reference: str) -> Manifest:
     """Return the pod that tries."""
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": POD, "labels": {"app.kubernetes.io/managed-by": "certhelper-guide"}},
+    labels = {"app.kubernetes.io/managed-by": "certhelper-guide"}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": POD, "labels": labels},
             "spec": {"restartPolicy": "Never", "activeDeadlineSeconds": 120, "terminationGracePeriodSeconds": 1,
                      "containers": [{"name": "try", "image": reference, "command": command(proof),
                                      "resources": {"limits": {"cpu": "100m", "memory": "128Mi"}}}]}}

@@ -228,7 +228,7 @@ def _runs(container: str, digest: str) -> Condition:
 def _(action: Scale, _difference: Difference, connections: Connections, manager: str, _tell: Tell) -> None:
     path = connections.cluster.path(Object("Deployment", action.deployment)) + "/scale"
     connections.cluster.request("PATCH", path, {"spec": {"replicas": action.replicas}},
-                                content="application/merge-patch+json", fieldManager=manager)
+                                content="application/merge-patch+json", query={"fieldManager": manager})
 
 
 @carry_out.register

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from invoke import Collection, Context, Exit, Task
 
@@ -217,7 +217,8 @@ def opened(given: Mapping[str, Any], command: str, folder: Path, local: Local, r
         if name == "cern" and not _same(server, instance.api):
             raise WrongUse(f"you are logged in to {server}, and {build} lives at {instance.api}",
                            f"`oc login --web --server={instance.api}`")
-        if name == "cern" and instance.name == "production" and not given.get("dry") and command not in ("guide.plan", "guide.status"):
+        looking = given.get("dry") or command in ("guide.plan", "guide.status")
+        if name == "cern" and instance.name == "production" and not looking:
             _confirm(instance, given, "changes production")
         report.header(f"{name} · {server} · project {instance.project} · instance {instance.name}")
         yield connections
@@ -263,9 +264,6 @@ def reporting(given: Mapping[str, Any]) -> Iterator[Report]:
         raise Exit(code=errors.FAILED) from None
     finally:
         report.quiet()
-
-
-OutputFormat = Literal["flat", "nested", "json"]
 
 
 def unknown_task(name: str, known: list[str]) -> str:

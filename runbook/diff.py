@@ -213,7 +213,7 @@ def look(action: Look, connections: Connections) -> str:
 
 
 @compare.register
-def _(action: Write, connections: Connections, _manager: str) -> Difference:
+def _(action: Write, _connections: Connections, _manager: str) -> Difference:
     return Difference(State.MISSING, action.path, note="is to be written")
 
 
@@ -310,7 +310,8 @@ def summed(differences: list[Difference]) -> State:
 
 
 def _half_there(differences: list[Difference]) -> bool:
-    return any(d.state is State.DONE and d.what.startswith(("Secret", "Service", "Deployment", "Route", "CREATE")) for d in differences)
+    made = ("Secret", "Service", "Deployment", "Route", "CREATE")
+    return any(d.state is State.DONE and d.what.startswith(made) for d in differences)
 
 
 def refusal(error: GuideError) -> Difference:

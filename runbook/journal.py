@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import getpass
 import json
 import os
@@ -20,7 +20,7 @@ def path() -> Path:
 def write(**entry: Any) -> None:
     """Add an entry. A journal that cannot be written is no reason to fail: nothing depends on it."""
     try:
-        entry = {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "user": getpass.getuser()} | entry
+        entry = {"time": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"), "user": getpass.getuser()} | entry
         path().parent.mkdir(parents=True, exist_ok=True)
         with os.fdopen(os.open(path(), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a") as file:
             file.write(json.dumps(entry) + "\n")

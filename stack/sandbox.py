@@ -99,6 +99,10 @@ def command(state: State, argv: Sequence[str], *, user: int, layers: Iterable[tu
         words += ["--overlay-src", str(layer), "--tmp-overlay", target]
     for mount in mounts:
         words += ["--bind" if mount.writable else "--ro-bind", str(mount.source), mount.target]
+    shell, bash = (Path(name).resolve() for name in ("/bin/sh", "/bin/bash"))
+    if bash.exists() and shell != bash:
+        # In OpenShift's images sh is bash, and the probes of its templates rely on that.
+        words += ["--ro-bind", str(bash), str(shell)]
     return [*words, "--remount-ro", "/etc", "--remount-ro", "/", "--chdir", working_dir, "--", *argv]
 
 

@@ -10,7 +10,7 @@ import json
 import time
 import urllib.parse
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +68,15 @@ class Cluster:
         plural = kind.lower() + "s"
         return f"/{KINDS[kind]}{where}/{plural}"
 
-    def request(self, method: str, path: str, body: object = None, content: str = "application/json",
-                timeout: float = 30, **query: str) -> Any:
+    def request(self, method: str, path: str, body: object = None, *, content: str = "application/json",
+                timeout: float = 30, query: Mapping[str, str] | None = None) -> Any:
         """Send one request and return what it answered, parsed when it is JSON.
 
         Raises Unreachable, Conflict, Unknown (401, 403) or Refused.
         """
         import urllib3
 
+        query = query or {}
         self.counted[f"{method}{' dry' if 'dryRun' in query else ''}"] += 1
         started = time.perf_counter()
         url = self.server + path + ("?" + urllib.parse.urlencode(query) if query else "")
@@ -106,7 +107,7 @@ class Cluster:
         if selector:
             query["labelSelector"] = selector
         try:
-            answer = self.request("GET", self.collection(kind), **query)
+            answer = self.request("GET", self.collection(kind), query=query)
         except Refused as error:
             if error.status == 404:
                 return []
@@ -120,7 +121,7 @@ class Cluster:
         meta = manifest["metadata"]
         applied: Manifest = self.request(
             "PATCH", self.path(Object(manifest["kind"], meta["name"], meta.get("namespace", ""))), manifest,
-            content="application/apply-patch+yaml", **query)
+            content="application/apply-patch+yaml", query=query)
         return applied
 
     def delete(self, wanted: Object, uid: str) -> None:
@@ -138,7 +139,8 @@ class Cluster:
         field = f"metadata.name={wanted.name}"
         while time.monotonic() < deadline:
             try:
-                listing = self.request("GET", self.collection(wanted.kind, wanted.namespace), fieldSelector=field)
+                listing = self.request("GET", self.collection(wanted.kind, wanted.namespace),
+                                       query={"fieldSelector": field})
                 yield next(iter(listing["items"]), None)
                 for event in self._events(wanted, field, listing["metadata"]["resourceVersion"], deadline):
                     yield None if event["type"] == "DELETED" else event["object"]
@@ -190,11 +192,11 @@ class Cluster:
         query = {"tailLines": str(lines)} | ({"container": container} if container else {})
         query |= {"previous": "true"} if previous else {}
         try:
-            return str(self.request("GET", f"{self.path(Object('Pod', pod))}/log", **query))
+            return str(self.request("GET", f"{self.path(Object('Pod', pod))}/log", query=query))
         except (Refused, Unreachable):
             return ""
 
-    def execute(self, pod: str, container: str, command: list[str], seconds: float = 30) -> tuple[int, str]:
+    def execute(self, pod: str, container: str, command: Sequence[str], seconds: float = 30) -> tuple[int, str]:
         """Run a command in a running container; return its exit code and what it printed (both streams)."""
         from kubernetes.client import CoreV1Api
         from kubernetes.stream import stream
@@ -202,10 +204,10 @@ class Cluster:
         self.counted["EXEC"] += 1
         try:
             session = stream(CoreV1Api(self._client).connect_get_namespaced_pod_exec, pod, self.project,
-                             container=container, command=command, stdout=True, stderr=True, _preload_content=False)
+                             container=container, command=list(command), stdout=True, stderr=True, _preload_content=False)
             session.run_forever(timeout=seconds)
+            code = session.returncode  # Before anything is read: read_all forgets the channel that carries it.
             printed = session.read_all()
-            code = session.returncode
         except Exception as error:
             raise GuideError(f"cannot run a command in pod {pod}: {error}") from error
         return (124 if code is None else int(code)), printed

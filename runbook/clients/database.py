@@ -130,9 +130,10 @@ class Server:
         address = {"hostaddr": self._address} if self._address else {}
         trust = {"sslmode": "verify-full", "sslrootcert": str(self._ca)} if self._ca else {"sslmode": "require"}
         try:
-            connection = psycopg2.connect(
-                host=self.host, port=self.port, user=user, password=password, dbname=database, connect_timeout=10,
-                application_name="certhelper-guide", **address, **trust)
+            asked: dict[str, Any] = {
+                "host": self.host, "port": self.port, "user": user, "password": password, "dbname": database,
+                "connect_timeout": 10, "application_name": "certhelper-guide", **address, **trust}
+            connection = psycopg2.connect(**asked)
         except psycopg2.OperationalError as error:
             text = str(error).strip().splitlines()[-1] if str(error).strip() else "no reason given"
             if "FATAL" in str(error):
@@ -185,7 +186,8 @@ class Refusal(Unknown):
     def __init__(self, text: str) -> None:
         cures = {
             "no encryption": "you came without TLS and only hostssl lines match: set PGSSLMODE=require",
-            "SSL encryption": "the address, role or database is not listed in pg_hba.conf: `invoke database.access` says what to add",
+            "SSL encryption": "the address, role or database is not listed in pg_hba.conf: "
+                              "`invoke database.access` says what to add",
             "password authentication failed": "put the right password into your password file (PGPASSFILE), "
                                               "one line host:port:*:role:password, mode 0600",
         }

@@ -55,7 +55,7 @@ class Web:
             plain = socket.create_connection((address_of(host), port), timeout=timeout)
             with context.wrap_socket(plain, server_hostname=host) as secure:
                 session = websocket.create_connection(
-                    f"wss://{parts.netloc}{parts.path}", timeout=timeout, sock=secure,
+                    f"wss://{parts.netloc}{parts.path}", timeout=timeout, socket=secure,
                     origin=f"https://{parts.netloc}")
                 session.send(text)
                 answer = session.recv()
