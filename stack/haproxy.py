@@ -227,7 +227,8 @@ def _address(one: Address) -> str:
 def _stream(name: str, bind: str, endpoints: Iterable[Endpoint]) -> str:
     return "\n    ".join([f"listen {name}", "mode tcp", f"bind {bind}", "no option http-no-delay",
                           "no option idle-close-on-response", "retries 0", "option clitcpka",
-                          "option srvtcpka", "timeout client 24h", "timeout server 24h", *(_server(one) for one in endpoints)]) + "\n"
+                          "option srvtcpka", "timeout client 24h", "timeout server 24h",
+                          *(_server(one) for one in endpoints)]) + "\n"
 
 
 def _server(endpoint: Endpoint) -> str:
