@@ -6,8 +6,9 @@ source-to-image builder) and `redis`. Images made by builds lie here too, named 
 Differs: an image is a folder below the state folder, not layers in a registry, and runs on this machine's own system
 files. Every tag of `python` is the Python that runs the stack, whatever its number says, and has neither compilers nor
 libraries that the machine has not; its scripts know pip with requirements.txt, setup.py and pyproject.toml, but not
-pipenv and micropipenv, and gunicorn gets no settings but address, access log and APP_CONFIG. Every tag of `redis` is
-the machine's or the package's Redis. What assemble writes outside /opt/app-root is lost. Other images cannot be pulled.
+pipenv and micropipenv, and gunicorn gets no settings but address, access log and APP_CONFIG. Requirements that are
+pinned by hash are installed once and copied in later builds. Every tag of `redis` is the machine's or the package's
+Redis. What assemble writes outside /opt/app-root is lost. Other images cannot be pulled.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from stack import binaries, sandbox
 from stack.errors import StackError
-from stack.state import REGISTRY, State
+from stack.state import REGISTRY, State, cache_root
 
 SCRIPTS = Path(__file__).parent / "builder" / "scripts"
 APP_ROOT = "/opt/app-root"
@@ -78,7 +79,7 @@ def resolve(state: State, reference: str) -> Image | None:
     """Return the image that a reference names, made ready to run, or None when it cannot be pulled.
 
     Knows images by digest (`…@sha256:…`) and, by repository name and tag, what the image streams of the namespace
-    `openshift` name. An image of those is made when it is first asked for, which takes seconds.
+    `openshift` name. An image of those is made when it is first asked for, which takes seconds once per user.
     """
     digest = digest_of(reference)
     if not digest:
@@ -175,24 +176,43 @@ def _hash_tree(folder: Path, content: hashlib._Hash) -> None:
 
 
 def _make(state: State, recipe: Recipe, folder: Path) -> None:
-    """Make one of our images; the node and the builder may both want it, so only one does it."""
-    state.images.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (state.images / ".lock").open("w") as lock:
+    """Make one of our images, once per user, and copy it into the state folder.
+
+    The node and the builder may both want it, and so may another stack: only one makes it.
+    """
+    cache = cache_root() / "images"
+    for place in (cache, state.images):
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (cache / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if (folder / "image.json").exists():
-            return
-        part = Path(tempfile.mkdtemp(prefix=".part-", dir=state.images))
-        try:
-            for name in (*recipe.layers, *recipe.binds):
-                (part / name).mkdir(parents=True, exist_ok=True)
-            recipe.make(state, part)
-            (part / "image.json").write_text(json.dumps({
-                "layers": dict(recipe.layers), "binds": dict(recipe.binds), "env": dict(recipe.env),
-                "command": list(recipe.command), "workingDir": recipe.working_dir, "labels": {}}, indent=1))
-            part.rename(folder)
-        finally:
-            with suppress(FileNotFoundError):
-                shutil.rmtree(part)
+        for left in (*cache.glob(".part-*"), *state.images.glob(".part-*")):  # of somebody who was killed
+            shutil.rmtree(left)
+        with _part_of(cache / folder.name) as part:
+            if part:
+                for name in (*recipe.layers, *recipe.binds):
+                    (part / name).mkdir()
+                recipe.make(state, part)
+                (part / "image.json").write_text(json.dumps({
+                    "layers": dict(recipe.layers), "binds": dict(recipe.binds), "env": dict(recipe.env),
+                    "command": list(recipe.command), "workingDir": recipe.working_dir, "labels": {}}, indent=1))
+        with _part_of(folder) as part:
+            if part:
+                shutil.copytree(cache / folder.name, part, symlinks=True, dirs_exist_ok=True)
+
+
+@contextmanager
+def _part_of(folder: Path) -> Iterator[Path | None]:
+    """Give a folder to fill that becomes `folder` at the end, or None when that is there."""
+    if folder.exists():
+        yield None
+        return
+    part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
+    try:
+        yield part
+        part.rename(folder)
+    finally:
+        if part.exists():
+            shutil.rmtree(part)
 
 
 def _copy_scripts(recipe: str, target: Path, *names: str) -> None:

@@ -50,7 +50,7 @@ class Queue:
             with self._lock:
                 if event == "SYNCED":
                     if not self._synced:
-                        self._fail_interrupted()
+                        self._take_over()
                     self._synced = True
                 elif event == "DELETED":
                     self._builds.pop(key_of(build), None)
@@ -80,7 +80,8 @@ class Queue:
                         self._finish(build, CANCELLED)
             groups: dict[Key, list[Manifest]] = {}
             for build in self._builds.values():
-                if phase_of(build) == "New" and build["metadata"]["uid"] not in self._begun:
+                # One without a phase is still being made: whoever makes it would write New over what we write.
+                if (build.get("status") or {}).get("phase") == "New" and build["metadata"]["uid"] not in self._begun:
                     config = (build["metadata"].get("labels") or {}).get(CONFIG, build["metadata"]["name"])
                     groups.setdefault((build["metadata"]["namespace"], config), []).append(build)
             for group, waiting in groups.items():
@@ -124,9 +125,12 @@ class Queue:
                                 f"there is no ImageStream {stream!r}."})
         return bool(there)
 
-    def _fail_interrupted(self) -> None:
+    def _take_over(self) -> None:
+        """Bring builds that an earlier builder left to a state from which they go on or have ended."""
         for build in list(self._builds.values()):
-            if phase_of(build) in ("Pending", "Running"):
+            if not (build.get("status") or {}).get("phase"):
+                self._write(build, {"phase": "New"})
+            elif phase_of(build) in ("Pending", "Running"):
                 self._finish(build, {"phase": "Failed", "reason": "BuildPodDeleted", "message":
                                      "The builder was stopped while this build ran: start the build again."})
 
