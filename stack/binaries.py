@@ -140,6 +140,12 @@ def found(name: str) -> Binary | None:
     return _found(name, (*environment, str(cache_root())))
 
 
+def forget() -> None:
+    """Forget what was found and which servers were silent: the environment has changed."""
+    _found.cache_clear()
+    _silent_servers.clear()
+
+
 def find(name: str, progress: Progress = _silent) -> Binary:
     """Return a program, by the first link of the chain that has a version that fits.
 
@@ -241,6 +247,15 @@ def _ask(path: Path, question: str) -> str:
         return ""
     number = re.search(r"\d+\.\d+(\.\d+)?", answer.stdout + answer.stderr)
     return number.group() if number and answer.returncode == 0 else ""
+
+
+def tool(name: str) -> str:
+    """Return the path of a program of util-linux, which every Linux has, though not on every PATH."""
+    return shutil.which(name) or shutil.which(name, path="/usr/bin:/bin:/usr/sbin:/sbin") or name
+
+
+MORTAL = (tool("setpriv"), "--pdeathsig", "KILL")
+"""The beginning of a command that the kernel kills when the thread that started it is gone, however it went."""
 
 
 # The control plane: downloaded, else built, once per version.
@@ -418,7 +433,7 @@ def _build(names: list[str], progress: Progress) -> None:
 def _compile(command: list[str], environment: dict[str, str], packages: int, what: str, progress: Progress) -> None:
     """Run `go build -v`, which prints each package as it is compiled: a true progress bar."""
     done, shown, lines = 0, -1, []
-    with subprocess.Popen(command, cwd=SOURCES, env=environment, stderr=subprocess.PIPE, text=True,
+    with subprocess.Popen([*MORTAL, *command], cwd=SOURCES, env=environment, stderr=subprocess.PIPE, text=True,
                           stdin=subprocess.DEVNULL, process_group=0) as build:
         try:
             for line in build.stderr or ():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import shutil
 import signal
 import socket
 import ssl
@@ -189,14 +188,8 @@ def _python(module: str, *arguments: str) -> list[str]:
 
 def namespaces() -> list[str]:
     """Return the beginning of a command that runs in private namespaces, as their root."""
-    return [tool("unshare"), *([] if os.geteuid() == 0 else ["-U", "-r"]),
+    return [binaries.tool("unshare"), *([] if os.geteuid() == 0 else ["-U", "-r"]),
             "-n", "-m", "-p", "-i", "--fork", "--kill-child", "--mount-proc"]
-
-
-def tool(name: str) -> str:
-    """Return the path of a program of util-linux."""
-    # util-linux lies outside an ordinary user's PATH on some systems.
-    return shutil.which(name) or shutil.which(name, path="/usr/bin:/bin:/usr/sbin:/sbin") or name
 
 
 KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "KUBEBUILDER_ASSETS", "XDG_CACHE_HOME", "XDG_STATE_HOME")

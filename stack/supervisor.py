@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from stack import services
+from stack import binaries, services
 from stack.services import Service
 from stack.state import POD_NETWORK, State
 
@@ -285,7 +285,7 @@ def run_outer(state: State) -> None:
     sockets: dict[str, int] = json.loads(os.environ["RUNBOOK_SOCKETS"])
     state.write("run/outer.pid", f"{os.getpid()}\n")
     # SIGKILL from the kernel when this process dies, however it dies.
-    supervisor = Supervisor(state, "outer", prefix=[services.tool("setpriv"), "--pdeathsig", "KILL"])
+    supervisor = Supervisor(state, "outer", prefix=binaries.MORTAL)
     supervisor.run(services.outer(state, sockets))
 
 
