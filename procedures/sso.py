@@ -12,14 +12,14 @@ PORTAL = "https://application-portal.web.cern.ch/"
 
 def client_id(instance: Instance) -> Credential:
     """The Client ID of the registration."""
-    return Credential("sso-client-id", "Client ID of the registration", secret=f"{instance.app}-sso",
-                      key="CERN_SSO_REGISTRATION_CLIENT_ID")
+    return Credential("cern-sso-registration-client-id", "Client ID of the registration",
+                      secret=f"{instance.app}-sso", key="CERN_SSO_REGISTRATION_CLIENT_ID")
 
 
 def client_secret(instance: Instance) -> Credential:
     """The Client Secret of the registration."""
-    return Credential("sso-client-secret", "Client Secret of the registration", secret=f"{instance.app}-sso",
-                      key="CERN_SSO_REGISTRATION_CLIENT_SECRET")
+    return Credential("cern-sso-registration-client-secret", "Client Secret of the registration",
+                      secret=f"{instance.app}-sso", key="CERN_SSO_REGISTRATION_CLIENT_SECRET")
 
 
 @step(

@@ -117,6 +117,22 @@ def test_a_wrong_command_would_be_found():
         ("test", ["--only=x"]), ("no.such", ["--thing=1"])]
 
 
+OC_ONLY = re.compile(r"\boc (?:login|process|start-build|new-app|new-project|set env|create route|logs build|sso-login)\b")
+
+
+def test_what_only_the_real_oc_has_is_marked(expanded):
+    """The tests run with kubectl in place of oc; whoever reads a command that they cannot run is told so beside it."""
+    marked = 0
+    for stem, text in expanded.items():
+        if stem == "differs":  # speaks of commands, and gives none to run
+            continue
+        for found in OC_ONLY.finditer(text):
+            beside = text[max(0, found.start() - 200):found.end() + 80]
+            assert re.search("not run here|[Nn]ot confirmed|would tell", beside), f"docs/{stem}.md: {found[0]} is not marked"
+            marked += 1
+    assert marked
+
+
 @STEPS
 def test_a_page_shows_the_whole_step(step, site):
     html = (site / f"{step.procedure}.html").read_text()

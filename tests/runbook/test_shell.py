@@ -13,7 +13,8 @@ import yaml
 from procedures import RUNBOOK
 from runbook import shell
 from runbook.instance import load
-from runbook.options import credentials
+from runbook.observed import Observed
+from runbook.options import credentials, outline
 from runbook.plan import Apply, Credential, Execute, LogIn, Look, Scale, WaitFor, Write, exists, secret
 from runbook.plan import Object as Named
 
@@ -172,3 +173,10 @@ def test_small_commands(action, wanted):
 def test_credentials_are_found_wherever_they_stand():
     plan = [Apply(secret("s", {"k": PASSWORD})), Execute("x", unless=LogIn("r", PASSWORD))]
     assert list(credentials(plan)) == [PASSWORD, PASSWORD]
+
+
+def test_two_secrets_never_share_a_variable():
+    """One variable gives one value: RUNBOOK_SSO_CLIENT_ID must not be the registration's and RunRegistry's at once."""
+    plans = [outline(step, INSTANCE, Observed()) for step in RUNBOOK.steps]
+    kept = {(known.variable, known.secret, known.key) for known in credentials(plans)}
+    assert len({variable for variable, _, _ in kept}) == len(kept)
