@@ -127,8 +127,8 @@ def service(state: State, name: str) -> Service:
         "password_encryption": "scram-sha-256",
         # Who changes what can be read in the log, by people and by tests.
         "log_statement": "mod", "log_line_prefix": "%m %u@%d ", "log_connections": "off", "logging_collector": "off",
-        # Nothing of a stack outlives a crash of the machine, and idle servers must stay idle.
-        "fsync": "off", "full_page_writes": "off", "synchronous_commit": "off", "shared_buffers": "16MB",
+        # A killed server keeps what it committed; a crash of the machine may end a stack. Idle servers stay idle.
+        "fsync": "off", "full_page_writes": "off", "shared_buffers": "16MB",
         "wal_level": "minimal", "max_wal_senders": 0, "max_wal_size": "96MB", "min_wal_size": "32MB",
         "max_logical_replication_workers": 0, "autovacuum_naptime": "5min", "checkpoint_timeout": "30min",
         "bgwriter_delay": "5s", "wal_writer_delay": "5s", "jit": "off",

@@ -28,6 +28,8 @@ POLL = 0.05
 LOOK = 15.0
 """Seconds between two looks at a service that was ready; after `MISSED` failed ones it is restarted."""
 MISSED = 4
+TICK = 0.25
+"""Seconds after which new and dropped database instances are noticed."""
 LONGEST_PAUSE = 10.0
 """Seconds of the longest back-off between restarts."""
 
@@ -203,7 +205,7 @@ class Supervisor:
         for process in list(self.processes.values()):
             process.start()
         while not self.stopping:
-            self.changed.wait(1)
+            self.changed.wait(TICK)
             self.changed.clear()
             self.tick()
         self.state.connection.unlink(missing_ok=True)
@@ -214,7 +216,7 @@ class Supervisor:
         self._write()
 
     def tick(self) -> None:
-        """Do what is due: called after every change and at least once a second."""
+        """Do what is due: called after every change and at least every `TICK`."""
         self._reap()
         self._write()
 
