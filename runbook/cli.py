@@ -246,7 +246,7 @@ def reporting(given: Mapping[str, Any]) -> Iterator[Report]:
     try:
         yield report
     except GuideError as error:
-        report.error(error, ", ".join(getattr(error, "__notes__", [])))
+        report.error(error, ", ".join(f"{name} ({page(name)})" for name in getattr(error, "__notes__", [])))
         if given.get("debug"):
             raise
         raise Exit(code=error.code) from None
@@ -264,6 +264,17 @@ def reporting(given: Mapping[str, Any]) -> Iterator[Report]:
         raise Exit(code=errors.FAILED) from None
     finally:
         report.quiet()
+
+
+def page(name: str) -> str:
+    """Return the page and line where a step stands: `docs/eos.md:12`."""
+    stem = name.partition(".")[0]
+    path = Path(__file__).parent.parent / "docs" / f"{stem}.md"
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return f"docs/{stem}.md"
+    return f"docs/{stem}.md:" + str(next((n for n, line in enumerate(lines, 1) if line.strip() == f"```step {name}"), 1))
 
 
 def unknown_task(name: str, known: list[str]) -> str:

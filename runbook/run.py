@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runbook.apply import Tell, carry_out, undo
-from runbook.connections import Connections
+from runbook.connections import Connections, Flags
 from runbook.diff import Difference, Standing, State, compare, refusal, summed
 from runbook.errors import Conflict, GuideError, Unknown, Unmet
 from runbook.plan import Action, Apply, Look, StartBuild, WaitFor
@@ -144,11 +144,13 @@ def _last(wanted: Step, connections: Connections) -> tuple[str, str]:
 
 def require_needs(wanted: Step, connections: Connections) -> None:
     """Raise Unmet when a step that this one needs is not done, with the command that does them all."""
-    unmet = []
+    unmet, asked = [], connections.flags
+    connections.flags = Flags()  # What this run is asked to renew is no question to the steps before.
     for need in wanted.needs:
         found = stand(need, connections)
         if found.state in (State.MISSING, State.NEW) or (found.state is State.WAITING and not need.person):
             unmet.append(need.name)
+    connections.flags = asked
     if unmet:
         raise Unmet(f"{wanted.name} needs {', '.join(unmet)} first",
                     f"`invoke guide.run --build={connections.instance.name} --to={wanted.name}` does them all")

@@ -31,6 +31,9 @@ KINDS = {
 
 CLUSTER_WIDE = {"Namespace"}
 
+STARTING = 10
+"""Seconds that a server which says "not yet" (429, 503) is asked again."""
+
 
 class Refused(GuideError):
     """The API server refused a request; `status` and `reason` are its own."""
@@ -74,10 +77,21 @@ class Cluster:
 
         Raises Unreachable, Conflict, Unknown (401, 403) or Refused.
         """
-        import urllib3
-
         query = query or {}
         self.counted[f"{method}{' dry' if 'dryRun' in query else ''}"] += 1
+        deadline = time.monotonic() + STARTING
+        while True:
+            try:
+                return self._send(method, path, body, content, timeout, query)
+            except Refused as error:
+                # The server did nothing yet: it is starting, or its admission policies are.
+                if error.status not in (429, 503) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.3)
+
+    def _send(self, method: str, path: str, body: object, content: str, timeout: float, query: Mapping[str, str]) -> Any:
+        import urllib3
+
         started = time.perf_counter()
         url = self.server + path + ("?" + urllib.parse.urlencode(query) if query else "")
         try:

@@ -1,0 +1,349 @@
+"""The whole guide on the local stack, as a reader runs it: from nothing to an app that answers, twice, mended, undone.
+
+The tests stand in the order of an instance's life and share one; each says what it leaves behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+
+from procedures import RUNBOOK
+from runbook.clients.web import Web
+from runbook.instance import Instance, load
+from stack import commands
+
+ROOT = Path(__file__).parent.parent
+STANDING = [step.name for step in RUNBOOK.standing]
+
+
+@dataclass
+class Guide:
+    """The command line, and ways to look at what it did without it."""
+
+    stack: Any
+
+    def __call__(self, *words: str, code: int | None = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of the guide and see its exit code."""
+        done = subprocess.run([sys.executable, "-m", "runbook", *words], env=self.environment | environment, cwd="/",
+                              capture_output=True, text=True, timeout=600, check=False, stdin=subprocess.DEVNULL)
+        assert code is None or done.returncode == code, f"{' '.join(words)} ended with {done.returncode}\n{done.stdout}{done.stderr}"
+        return done
+
+    def outcomes(self, *words: str, code: int | None = 0) -> dict[str, dict[str, Any]]:
+        """Run a command with --json and return what it says of each step."""
+        done = self(*words, "--json", code=code)
+        return {found["step"]: found for found in map(json.loads, done.stdout.splitlines())}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return os.environ | {"RUNBOOK_STATE": str(self.stack.state.root), "RUNBOOK_JOURNAL": str(self.stack.state.path("journal"))}
+
+    def instance(self, build: str) -> Instance:
+        known, ports = commands.connection(self.stack.state), self.stack.state.ports
+        facts = known | {f"database_port_{place}": port for place, port in enumerate(ports.databases, 1)}
+        return load(ROOT / "instances" / f"{build}.toml", "local", facts)
+
+    def web(self) -> Web:
+        return Web(self.stack.state.ca)
+
+    def writes(self, since: int) -> list[str]:
+        """Return the requests of the member since a place of the audit log that stored something."""
+        with self.stack.state.path("logs", "audit.log").open() as log:
+            log.seek(since)
+            events = [json.loads(line) for line in log]
+        return [f"{e['verb']} {e['requestURI']}" for e in events
+                if e["user"]["username"] == "shifter" and e["verb"] in {"create", "update", "patch", "delete", "deletecollection"}
+                and "dryRun=All" not in e["requestURI"] and "/exec" not in e["requestURI"]
+                and "selfsubjectaccessreviews" not in e["requestURI"]]
+
+    def audit_end(self) -> int:
+        return self.stack.state.path("logs", "audit.log").stat().st_size
+
+    def database(self, build: str, database: str = "postgres") -> Any:
+        """Return a connection as the administrator, with the password that the reader's file holds."""
+        db = self.instance(build).database
+        connection = psycopg2.connect(host=db.host, hostaddr="127.0.0.1", port=db.port, user=db.administrator, dbname=database,
+                                      passfile=str(self.stack.state.pgpass), sslmode="verify-full",
+                                      sslrootcert=str(self.stack.state.ca))
+        connection.autocommit = True
+        return connection
+
+    def sql(self, build: str, statement: str, database: str = "postgres") -> list[tuple[Any, ...]]:
+        connection = self.database(build, database)
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(statement)
+                return list(cursor.fetchall()) if cursor.description else []
+        finally:
+            connection.close()
+
+    def snapshot(self, build: str) -> dict[str, Any]:
+        """Return what there is: the project's objects, the server's roles and databases, the files of volumes and EOS."""
+        project = self.instance(build).project
+        kinds = ("Secret", "ConfigMap", "Service", "Deployment", "ReplicaSet", "Pod", "PersistentVolumeClaim", "ServiceAccount",
+                 "Role", "RoleBinding", "CronJob", "Job", "BuildConfig", "Build", "ImageStream", "Route")
+        objects = {kind: sorted(item["metadata"]["name"] for item in self.stack.api.list(kind, project)) for kind in kinds}
+        files = sorted(str(p.relative_to(self.stack.state.root)) for folder in (self.stack.state.volumes, self.stack.state.eos)
+                       if folder.exists() for p in folder.rglob("*"))
+        return {"objects": objects, "files": files,
+                "roles": self.sql(build, "SELECT rolname FROM pg_roles ORDER BY 1"),
+                "databases": self.sql(build, "SELECT datname FROM pg_database ORDER BY 1")}
+
+
+@pytest.fixture(scope="module")
+def guide(stack: Any) -> Guide:
+    return Guide(stack)
+
+
+@pytest.fixture(scope="module")
+def deployed(guide: Guide) -> Guide:
+    """The development instance, deployed once by the command that the README names."""
+    done = guide("guide.run", "--build=dev")
+    assert done.stdout.strip().splitlines()[-1] == guide.instance("dev").url + "/"
+    return guide
+
+
+def test_the_app_answers_over_https_with_its_data_in_postgresql_over_tls(deployed: Guide) -> None:
+    instance = deployed.instance("dev")
+    status, text = deployed.web().request("GET", f"{instance.url}/")
+    assert status == 200 and "Sign on" in text
+    status, text = deployed.web().request("GET", f"{instance.url}/database/")
+    found = json.loads(text)
+    assert (status, found["engine"], found["tls"], found["role"]) == (200, "postgresql", True, instance.database.role)
+    tables = deployed.sql("dev", "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'", instance.database.name)
+    assert tables[0][0] > 5
+
+
+def test_the_websocket_echoes_through_redis(deployed: Guide) -> None:
+    instance = deployed.instance("dev")
+    answer = deployed.web().echo(f"{instance.url}{instance.deploy.websocket}", "canary-4711")
+    assert "canary-4711" in answer
+
+
+def test_the_second_run_changes_nothing_and_writes_nothing(deployed: Guide) -> None:
+    place = deployed.audit_end()
+    log = deployed.stack.state.databases / deployed.instance("dev").database.instance / "log"
+    before = log.stat().st_size
+    found = deployed.outcomes("guide.run", "--build=dev")
+    assert {name: step["state"] for name, step in found.items()} == dict.fromkeys(STANDING, "unchanged")
+    assert deployed.writes(place) == []
+    with log.open() as file:
+        file.seek(before)
+        assert [line for line in file if "statement:" in line and "admin@" in line] == []
+
+
+def test_status_and_plan_say_that_nothing_is_to_do(deployed: Guide) -> None:
+    assert {s["state"] for s in deployed.outcomes("guide.status", "--build=dev").values()} == {"done"}
+    assert {s["state"] for s in deployed.outcomes("guide.plan", "--build=dev").values()} == {"done"}
+
+
+def changed_by_hand(guide: Guide, kind: str, patch: dict[str, Any], content: str) -> None:
+    instance = guide.instance("dev")
+    guide.stack.member.patch(kind, instance.app, patch, instance.project, manager="kubectl-edit", content=content)
+
+
+STRATEGIC = "application/strategic-merge-patch+json"
+
+
+def test_a_variable_changed_by_hand_is_named_shown_and_repaired(deployed: Guide) -> None:
+    app = deployed.instance("dev").app
+    part = {"containers": [{"name": app, "env": [{"name": "DJANGO_DEBUG", "value": "True"}]}]}
+    changed_by_hand(deployed, "Deployment", {"spec": {"template": {"spec": part}}}, STRATEGIC)
+    status = deployed.outcomes("guide.status", "--build=dev", code=3)
+    assert [name for name, step in status.items() if step["state"] != "done" and name.startswith("environment")] == ["environment.set"]
+    fields = [f for d in status["environment.set"]["detail"] for f in d["fields"]]
+    assert any("DJANGO_DEBUG" in f["path"] and (f["found"], f["wanted"]) == ("True", "False") and f["manager"] == "kubectl-edit"
+               for f in fields), fields
+    shown = deployed("guide.plan", "--build=dev", code=3).stdout
+    assert re.search(r'DJANGO_DEBUG"\]\.value: True → False\s+\(kubectl-edit\)', shown)
+    assert deployed.outcomes("guide.run", "--build=dev")["environment.set"]["state"] == "changed"
+    assert {s["state"] for s in deployed.outcomes("guide.run", "--build=dev").values()} == {"unchanged"}
+
+
+def test_a_deleted_secret_is_named_and_made_again(deployed: Guide) -> None:
+    instance = deployed.instance("dev")
+    before = deployed.stack.api.get("Secret", f"{instance.app}-sso", instance.project)
+    deployed.stack.member.delete("Secret", f"{instance.app}-sso", instance.project)
+    status = deployed.outcomes("guide.status", "--build=dev", code=3)
+    assert status["sso.secret"]["state"] != "done"
+    deployed("guide.run", "--build=dev")
+    after = deployed.stack.api.get("Secret", f"{instance.app}-sso", instance.project)
+    assert after["data"] == before["data"]
+    assert deployed.web().request("GET", f"{instance.url}/")[0] == 200
+
+
+def test_a_dropped_role_is_named_and_made_again(deployed: Guide) -> None:
+    db = deployed.instance("dev").database
+    for statement in (f'REASSIGN OWNED BY "{db.role}" TO "{db.administrator}"', f'DROP OWNED BY "{db.role}"'):
+        deployed.sql("dev", statement, db.name)
+    deployed.sql("dev", f'ALTER DATABASE "{db.name}" OWNER TO "{db.administrator}"')
+    deployed.sql("dev", f'DROP ROLE "{db.role}"')
+    status = deployed.outcomes("guide.status", "--build=dev", code=3)
+    assert status["database.role"]["state"] in {"missing", "drifted"}
+    deployed("guide.run", "--build=dev")
+    text = deployed.web().request("GET", f"{deployed.instance('dev').url}/database/")[1]
+    assert json.loads(text)["role"] == db.role
+
+
+def test_an_image_changed_by_hand_is_named_and_repaired(deployed: Guide) -> None:
+    instance = deployed.instance("dev")
+    part = {"containers": [{"name": instance.app, "image": "docker.io/library/nginx:latest"}]}
+    # With the trigger in place the platform itself puts the image back; so that goes first, as it would by hand.
+    trigger = {"metadata": {"annotations": {"image.openshift.io/triggers": None}}}
+    changed_by_hand(deployed, "Deployment", trigger | {"spec": {"template": {"spec": part}}}, STRATEGIC)
+    status = deployed.outcomes("guide.status", "--build=dev", code=3)
+    named = {name for name, step in status.items() if step["state"] != "done"}
+    assert named & {"app.create", "deploy.build"}
+    fields = [f["path"] for d in status["app.create"]["detail"] for f in d["fields"]]
+    assert any(path.endswith("image") for path in fields), fields
+    deployed("guide.run", "--build=dev")
+    live = deployed.stack.api.get("Deployment", instance.app, instance.project)
+    assert "nginx" not in live["spec"]["template"]["spec"]["containers"][0]["image"]
+    assert deployed.web().request("GET", f"{instance.url}/")[0] == 200
+
+
+def test_a_field_of_an_object_that_the_guide_never_touched_is_not_taken_without_force(deployed: Guide) -> None:
+    """Somebody else's Service of that name stays as it is: nothing is forced, and the message names the manager."""
+    instance = deployed.instance("dev")
+    api = deployed.stack.member
+    live = api.get("Service", instance.app, instance.project)
+    api.delete("Service", instance.app, instance.project)
+    api.create({"apiVersion": "v1", "kind": "Service", "metadata": {"name": instance.app, "namespace": instance.project},
+                "spec": {"selector": {"app": "another"}, "ports": live["spec"]["ports"]}})
+    refused = deployed("app.create", "--build=dev", code=1)
+    assert "selector" in refused.stderr and "--force" in refused.stderr
+    assert api.get("Service", instance.app, instance.project)["spec"]["selector"] == {"app": "another"}
+    deployed("app.create", "--build=dev", "--force")
+    assert api.get("Service", instance.app, instance.project)["spec"]["selector"] == {"app": instance.app}
+
+
+WITHOUT = """
+import sys
+import procedures.environment as e
+e.VARIABLES = tuple(v for v in e.VARIABLES if v.name != "OMS_CLIENT_ID")
+sys.argv[1:] = ["environment.set", "--build=dev"]
+from runbook.__main__ import main
+main()
+"""
+
+
+def test_a_missing_variable_crash_loops_and_the_error_names_it(deployed: Guide) -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT], env=deployed.environment, capture_output=True, text=True,
+                          timeout=300, check=False, stdin=subprocess.DEVNULL)
+    assert done.returncode == 1, done.stdout + done.stderr
+    for word in ("OMS_CLIENT_ID", "environment.set", "docs/environment.md", "last lines of pod", "CrashLoopBackOff"):
+        assert word in done.stderr, done.stderr
+    # The old pod serves on until the guide repairs it.
+    assert deployed.web().request("GET", f"{deployed.instance('dev').url}/")[0] == 200
+    deployed("guide.run", "--build=dev")
+    assert {s["state"] for s in deployed.outcomes("guide.status", "--build=dev").values()} == {"done"}
+
+
+def test_rotated_password_works_and_the_former_does_not(deployed: Guide) -> None:
+    instance = deployed.instance("dev")
+    name = f"{instance.app}-database"
+    before = deployed.stack.api.get("Secret", name, instance.project)["data"]["DJANGO_DATABASE_PASSWORD"]
+    deployed("database.role", "--build=dev", "--rotate")
+    after = deployed.stack.api.get("Secret", name, instance.project)["data"]["DJANGO_DATABASE_PASSWORD"]
+    assert before != after
+    deployed("guide.run", "--build=dev")
+    assert json.loads(deployed.web().request("GET", f"{instance.url}/database/")[1])["engine"] == "postgresql"
+
+
+def test_no_secret_leaves_its_place(deployed: Guide) -> None:
+    """Every value of every Secret is a canary: none is in a log, the journal, an image, or what commands print."""
+    import base64
+
+    project = deployed.instance("dev").project
+    canaries = {base64.b64decode(value).decode() for found in deployed.stack.api.list("Secret", project)
+                for key, value in (found.get("data") or {}).items() if re.search("PASS|SECRET|password|secret", key)}
+    canaries |= {line.rsplit(":", 1)[1] for line in deployed.stack.state.pgpass.read_text().splitlines()}
+    canaries = {value for value in canaries if len(value) >= 16}
+    assert len(canaries) >= 5
+    printed = [deployed(*words.split(), code=None) for words in
+               ("guide.plan --build=dev", "guide.status --build=dev --json", "guide.run --build=dev --json", "stack.status --json")]
+    texts = {"output": "".join(p.stdout + p.stderr for p in printed)}
+    places = [deployed.stack.state.logs, deployed.stack.state.images, deployed.stack.state.path("journal")]
+    for place in places:
+        for path in [place] if place.is_file() else place.rglob("*"):
+            if path.is_file() and not path.is_symlink() and path.stat().st_size < 5_000_000:
+                texts[str(path)] = path.read_bytes().decode(errors="replace")
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            texts[str(path)] = path.read_text(errors="replace")
+    leaks = {name for name, text in texts.items() for value in canaries if value in text}
+    assert leaks == set()
+
+
+@pytest.mark.parametrize(("words", "code", "says"), [
+    (["guide.run", "--build=devv"], 2, "did you mean dev?"),
+    (["guide.run"], 2, "which instance?"),
+    (["guide.run", "--build=training"], 2, "--target=cern"),
+    (["guide.run", "--build=dev", "--to=redis.ad"], 2, "redis.add"),
+    (["redis.ad", "--build=dev"], 2, "redis.add"),
+    (["redis.add", "--bild=dev"], 2, "--build"),
+    (["guide.run", "--build=dev", "--target=mars"], 2, "local or cern"),
+])
+def test_wrong_words_get_one_sentence(deployed: Guide, words: list[str], code: int, says: str) -> None:
+    done = deployed(*words, code=code)
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_administrators_wrong_password_is_unknown_and_not_an_error_of_status(deployed: Guide) -> None:
+    pgpass = deployed.stack.state.pgpass
+    kept = pgpass.read_text()
+    pgpass.write_text(re.sub(r":admin:.*", ":admin:wrong", kept))
+    try:
+        status = deployed.outcomes("guide.status", "--build=dev", code=3)
+        assert status["database.role"]["state"] == "unknown"
+        failed = deployed("database.create", "--build=dev", code=1)
+        assert "password authentication failed" in failed.stderr and "PGPASSFILE" in failed.stderr
+    finally:
+        pgpass.write_text(kept)
+
+
+def test_killed_inside_every_step_and_run_once_more_it_is_complete_and_undo_leaves_nothing(guide: Guide) -> None:
+    """One pass over the training instance: run k is killed with -9 inside step k, the last run completes, undo cleans up."""
+    build = ["--build=training", "--target=local"]
+    guide("guide.run", *build, "--to=database.password")
+    before = guide.snapshot("training")
+    for step in STANDING[STANDING.index("database.password") + 1:]:
+        with subprocess.Popen([sys.executable, "-m", "runbook", "guide.run", *build, "--json"], env=guide.environment,
+                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd="/") as run:
+            assert run.stdout is not None
+            wanted = STANDING[STANDING.index(step) - 1]
+            for line in run.stdout:
+                if json.loads(line)["step"] == wanted:
+                    break
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                run.wait(0.05)  # Somewhere inside the next step; a step that is through by then was safe to kill as well.
+            run.send_signal(signal.SIGKILL)
+    guide("guide.run", *build)
+    assert {s["state"] for s in guide.outcomes("guide.run", *build).values()} == {"unchanged"}
+    assert guide.web().request("GET", f"{guide.instance('training').url}/")[0] == 200
+
+    kept = guide("guide.undo", *build)
+    assert "kept, it holds data" in kept.stdout
+    db = guide.instance("training").database
+    assert guide.sql("training", f"SELECT 1 FROM pg_database WHERE datname = '{db.name}'")
+    said = guide("guide.undo", *build, "--data", "--yes").stdout
+    assert "The former password is not known any more" in said
+    after, deadline = guide.snapshot("training"), time.monotonic() + 60
+    while after != before and time.monotonic() < deadline:  # Pods take their grace period.
+        time.sleep(0.5)
+        after = guide.snapshot("training")
+    assert after == before
