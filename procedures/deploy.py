@@ -32,7 +32,7 @@ def build(instance: Instance, observed: Observed, *,
     """Build the app from its branch's newest commit, run it, and look at it."""
     name, wanted = instance.app, instance.deploy
     held = holder(observed.object("ImageStream", name))
-    yield Require("nobody holds an older image when a build is asked for", held if again else "",
+    yield Require("no older image is held on purpose", f"it is held: {held}" if held and again else "",
                   f"take the annotation {HELD} off the image stream {name} when its reason is gone")
     reason = "you asked for it again" if again else because(instance, observed)
     yield StartBuild(name, name, name, "" if held else reason)
@@ -115,4 +115,4 @@ def builder_images(instance: Instance, observed: Observed) -> frozenset[str]:
 def holder(stream: Manifest | None) -> str:
     """Return who holds an older image and why, "" when nobody does."""
     held: str = ((stream or {}).get("metadata", {}).get("annotations") or {}).get(HELD, "")
-    return f"held: {held}" if held else ""
+    return held

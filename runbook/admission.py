@@ -46,7 +46,9 @@ def seen(proof: Admitted, deed: str, connections: Connections) -> Difference:
     from runbook.diff import Difference, State
 
     pods = connections.observed.objects("Pod", f"app={proof.deployment}") if _project(connections) else []
-    ready = [p for p in pods if p.get("status", {}).get("phase") == "Running" and "deletionTimestamp" not in p["metadata"]]
+    # A pod that crashes again and again is Running as well; only a ready container can be relied on to be there.
+    ready = [p for p in pods if "deletionTimestamp" not in p["metadata"]
+             and any(c["name"] == proof.deployment and c["ready"] for c in p.get("status", {}).get("containerStatuses", []))]
     if not ready:
         return Difference(State.WAITING, deed, note="not tried: no pod of the app runs yet")
     code, said = connections.cluster.execute(ready[0]["metadata"]["name"], proof.deployment, command(proof))

@@ -108,7 +108,7 @@ def test_a_held_image_is_respected(running, reason, plan, instance, unmet):
     running[Object("ImageStream", NAME)] = {"metadata": {"annotations": {deploy.HELD: "by shifter, because of #12"}}}
     assert reason(running) == ""
     assert unmet(plan(deploy.build, instance, running)) == []
-    assert unmet(plan(deploy.build, instance, running, again=True)) == ["held: by shifter, because of #12"]
+    assert unmet(plan(deploy.build, instance, running, again=True)) == ["it is held: by shifter, because of #12"]
 
 
 def test_the_app_is_scaled_waited_for_and_looked_at(plan, local):
