@@ -136,7 +136,7 @@ def _found(name: str, _environment: tuple[str | None, ...]) -> Binary | None:
 
 def found(name: str) -> Binary | None:
     """Return a program that is there already, without fetching anything; None when there is none."""
-    environment = tuple(os.environ.get(key) for key in ("PATH", "KUBEBUILDER_ASSETS", _variable(name)))
+    environment = tuple(os.environ.get(key) for key in ("PATH", "KUBEBUILDER_ASSETS", variable(name)))
     return _found(name, (*environment, str(cache_root())))
 
 
@@ -159,18 +159,18 @@ def find(name: str, progress: Progress = _silent) -> Binary:
         _found.cache_clear()
         return made
     raise StackError(f"{name} ({PROGRAMS[name].wanted}) is neither on PATH nor in a package of this environment; "
-                     f"install it, or name its file in {_variable(name)}")
+                     f"install it, or name its file in {variable(name)}")
 
 
 def _without_fetching(name: str) -> Iterator[Binary]:
     """Yield what the links have that need no network and take no time, the best first."""
     program = PROGRAMS[name]
-    if named := os.environ.get(_variable(name)):
+    if named := os.environ.get(variable(name)):
         version = _version(name, Path(named))
         if not version:
-            raise StackError(f"{_variable(name)}={named} is not {name} in a version that fits "
+            raise StackError(f"{variable(name)}={named} is not {name} in a version that fits "
                              f"({program.wanted}); correct it, or unset it to have {name} found")
-        yield Binary(name, Path(named), _variable(name), version)
+        yield Binary(name, Path(named), variable(name), version)
     for link, path in _candidates(name):
         if os.access(path, os.X_OK) and path.is_file():  # in this order: a folder of PATH may be closed to us
             version = _version(name, path)
@@ -207,7 +207,8 @@ def _candidates(name: str) -> Iterator[tuple[str, Path]]:
             yield f"package {package.requirement}", _installed(package) / name
 
 
-def _variable(name: str) -> str:
+def variable(name: str) -> str:
+    """Return the environment variable that may name a program's file."""
     return "RUNBOOK_" + name.upper().replace("-", "_")
 
 

@@ -8,7 +8,6 @@ import shlex
 import shutil
 import signal
 import stat
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -65,7 +64,9 @@ def connection(state: State) -> dict[str, Any]:
 def down(state: State, *, wipe: bool = False, progress: binaries.Progress = print) -> None:
     """Stop the stack, and with `wipe` remove its state folder; one that does not run is fine."""
     if launch.running(state):
-        pid = int(state.path("run", "outer.pid").read_text())
+        number = state.path("run", "outer.pid")
+        _until(number.exists, 10)  # it has just been started
+        pid = int(number.read_text())
         state.connection.unlink(missing_ok=True)
         os.kill(pid, signal.SIGTERM)
         if not _until(lambda: not launch.running(state), 25):
@@ -277,9 +278,3 @@ def _memory(pid: int) -> int:
     except (OSError, ValueError):
         pass
     return 0
-
-
-def kubectl(state: State, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run kubectl as the project member; for tests of the commands that pages show."""
-    return subprocess.run([str(binaries.find("kubectl").path), *arguments], capture_output=True, text=True, check=False,
-                          env=os.environ | {"KUBECONFIG": str(state.kubeconfig)})

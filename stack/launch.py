@@ -71,7 +71,7 @@ def launch(state: State, progress: binaries.Progress) -> bool:
         log = opened.enter_context((state.logs / "supervisor.log").open("ab"))
         subprocess.Popen(
             [sys.executable, "-P", "-m", "stack.supervisor", "outer", str(state.root)], cwd=state.root,
-            env=dict(os.environ) | services.environment_of(state) | {"RUNBOOK_SOCKETS": json.dumps(numbers)},
+            env=services.outer_environment(state) | {"RUNBOOK_SOCKETS": json.dumps(numbers)},
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             pass_fds=(lock.fileno(), *numbers.values()))
     return True

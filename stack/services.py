@@ -57,7 +57,7 @@ def outer(state: State, sockets: Mapping[str, int]) -> list[Service]:
     """Return what runs in the host's network; `sockets` are handed on to HAProxy, which is inside."""
     return [
         Service("builder", _python("stack.builder", str(state.root)), _unix(state.builder_socket),
-                environment=dict(os.environ) | environment_of(state), deadline=120),
+                environment=outer_environment(state), deadline=120),
         Service("inner", [*namespaces(), *_python("stack.supervisor", "inner", str(state.root))],
                 lambda: "" if state.connection.exists() else "its services are not all ready",
                 environment=environment_of(state) | {"RUNBOOK_SOCKETS": json.dumps(dict(sockets))},
@@ -192,14 +192,23 @@ def namespaces() -> list[str]:
             "-n", "-m", "-p", "-i", "--fork", "--kill-child", "--mount-proc"]
 
 
-KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "KUBEBUILDER_ASSETS", "XDG_CACHE_HOME", "XDG_STATE_HOME")
+KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "KUBEBUILDER_ASSETS", "XDG_CACHE_HOME", "XDG_STATE_HOME", "RUNBOOK_CACHE")
+NETWORK = ("PIP_", "UV_", "GIT_", "SSL_CERT_", "REQUESTS_CA_BUNDLE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
+"""Beginnings of variables that say how this machine reaches package indexes and Git servers."""
 
 
 def environment_of(state: State) -> dict[str, str]:
     """Return what every part gets: nothing of the caller's that could change what runs inside."""
-    kept = {name: value for name, value in os.environ.items() if name in KEPT or name.startswith("RUNBOOK_")}
+    wanted = {*KEPT, *(binaries.variable(name) for name in binaries.PROGRAMS)}
+    kept = {name: value for name, value in os.environ.items() if name in wanted}
     return kept | {"PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONUNBUFFERED": "1",
                    "RUNBOOK_STATE": str(state.root), "TMPDIR": str(state.path("run", "tmp"))}
+
+
+def outer_environment(state: State) -> dict[str, str]:
+    """Return what the parts in the host's network get: also how this machine reaches the outside."""
+    network = {name: value for name, value in os.environ.items() if name.upper().startswith(NETWORK)}
+    return network | environment_of(state)
 
 
 def _http(port: int, path: str, ca: Path | None, *, tls: bool = False) -> Check:
