@@ -7,7 +7,6 @@ import datetime as dt
 import fcntl
 import json
 import os
-import pty
 import signal
 import ssl
 import struct
@@ -191,7 +190,7 @@ class Session:
         argv = run.enter(self._argv, self._container.working_dir, terminal=self._terminal)
         outputs: dict[int, int] = {}
         if self._terminal:
-            own, theirs = pty.openpty()
+            own, theirs = run.terminal()
             self._input, outputs[STDOUT] = own, own
             streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
         else:
@@ -254,7 +253,7 @@ class Session:
                     self._flush()
                 if self._socket.close_expected():
                     break
-        if process.poll() is None and not self._terminal:
+        if process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         self._close_input()

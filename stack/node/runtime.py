@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import fcntl
 import io
 import json
 import os
 import signal
+import struct
 import subprocess
 import threading
 import time
@@ -19,6 +21,8 @@ from stack.node.network import Namespace, Network
 LOG_LIMIT = 10 << 20
 """Bytes after which a log is put aside as NAME.log.1 and begun again, as the kubelet does."""
 _LINE_LIMIT = 16 << 10
+_UNLOCK, _PEER = 0x40045431, 0x5441
+"""TIOCSPTLCK and TIOCGPTPEER, which the standard library does not name."""
 
 
 def now() -> str:
@@ -92,6 +96,17 @@ class Run:
         return [*(["setsid", "--ctty"] if terminal else []), "nsenter", "--target", str(self.pid), "--user",
                 "--preserve-credentials", "--mount", "--pid", "--net", "--ipc", "--uts", f"--wdns={working_dir}",
                 "--", *argv]
+
+    def terminal(self) -> tuple[int, int]:
+        """Return both ends of a new terminal of the container's own /dev, so that it has a name inside."""
+        self._await_program()
+        own = os.open(f"/proc/{self.pid}/root/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(own, _UNLOCK, struct.pack("i", 0))
+            return own, fcntl.ioctl(own, _PEER, os.O_RDWR | os.O_NOCTTY)
+        except OSError:
+            os.close(own)
+            raise
 
     def execute(self, argv: Sequence[str], working_dir: str, seconds: float) -> tuple[int | None, str]:
         """Run a command inside and return its exit code and output; None when it took longer than `seconds`."""
