@@ -12,7 +12,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from procedures import RUNBOOK
 from runbook.clients.web import Web
 from runbook.instance import Instance, load
 from stack import commands
+from stack.api import wait_until
 
 ROOT = Path(__file__).parent.parent
 STANDING = [step.name for step in RUNBOOK.standing]
@@ -320,6 +320,9 @@ def test_killed_inside_every_step_and_run_once_more_it_is_complete_and_undo_leav
     """One pass over the training instance: run k is killed with -9 inside step k, the last run completes, undo cleans up."""
     build = ["--build=training", "--target=local"]
     guide("guide.run", *build, "--to=database.password")
+    project = guide.instance("training").project
+    wait_until(lambda: guide.stack.api.list("ConfigMap", project) and guide.stack.api.list("ServiceAccount", project),
+               "what the controllers put into every namespace", 30)
     before = guide.snapshot("training")
     for step in STANDING[STANDING.index("database.password") + 1:]:
         with subprocess.Popen([sys.executable, "-m", "runbook", "guide.run", *build, "--json"], env=guide.environment,
@@ -342,8 +345,5 @@ def test_killed_inside_every_step_and_run_once_more_it_is_complete_and_undo_leav
     assert guide.sql("training", f"SELECT 1 FROM pg_database WHERE datname = '{db.name}'")
     said = guide("guide.undo", *build, "--data", "--yes").stdout
     assert "The former password is not known any more" in said
-    after, deadline = guide.snapshot("training"), time.monotonic() + 60
-    while after != before and time.monotonic() < deadline:  # Pods take their grace period.
-        time.sleep(0.5)
-        after = guide.snapshot("training")
-    assert after == before
+    wait_until(lambda: not guide.stack.api.list("Pod", project), "the pods to end: they take their grace period", 60)
+    assert guide.snapshot("training") == before
