@@ -210,7 +210,8 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float, pause
 
 
 def _namespace(manifest: Manifest) -> str | None:
-    return manifest["metadata"].get("namespace")
+    named: str | None = manifest["metadata"].get("namespace")
+    return named
 
 
 def _query(query: Mapping[str, str] | None) -> str:

@@ -82,14 +82,15 @@ class Cluster:
         deadline = time.monotonic() + STARTING
         while True:
             try:
-                return self._send(method, path, body, content, timeout, query)
+                return self._send(method, path, body, content=content, timeout=timeout, query=query)
             except Refused as error:
                 # The server did nothing yet: it is starting, or its admission policies are.
                 if error.status not in (429, 503) or time.monotonic() > deadline:
                     raise
                 time.sleep(0.3)
 
-    def _send(self, method: str, path: str, body: object, content: str, timeout: float, query: Mapping[str, str]) -> Any:
+    def _send(self, method: str, path: str, body: object, *, content: str, timeout: float,
+              query: Mapping[str, str]) -> Any:
         import urllib3
 
         started = time.perf_counter()
