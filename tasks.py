@@ -200,7 +200,7 @@ def _run(command: list[str], environment: dict[str, str] | None = None) -> None:
         raise Exit(code=code)
 
 
-ns = namespace(RUNBOOK, ROOT / "instances", local)
+ns = namespace(RUNBOOK, Path(os.environ.get("RUNBOOK_INSTANCES") or ROOT / "instances"), local)
 ns.add_collection(Collection("stack", stack_up, stack_down, stack_status, stack_logs, stack_env))
 ns.add_collection(Collection("docs", docs_build, docs_serve))
 for _each in (check, test, bench):

@@ -80,10 +80,22 @@ def with_observed_image(manifest: Manifest, observed: Observed, stream: Manifest
     if found:
         container["image"] = found["spec"]["template"]["spec"]["containers"][0]["image"]
     else:
-        items = [items for t in (stream or {}).get("status", {}).get("tags", []) if t["tag"] == tag
-                 for items in t.get("items") or []]
-        container["image"] = items[0]["dockerImageReference"] if items else f"redis:{tag}"
+        container["image"] = tagged(stream, tag) or f"redis:{tag}"
     return manifest
+
+
+def tagged(stream: Manifest | None, tag: str) -> str:
+    """Return the image that the trigger will set for a tag, "" when the tag has none.
+
+    With the reference policy `Local` that is the platform's own registry, whatever the tag was imported from.
+    """
+    known = stream or {}
+    items = next((t.get("items") or [] for t in known.get("status", {}).get("tags", []) if t["tag"] == tag), [])
+    policy = next((t.get("referencePolicy", {}).get("type") for t in known.get("spec", {}).get("tags", []) if t["name"] == tag), "")
+    here = known.get("status", {}).get("dockerImageRepository", "")
+    if not items:
+        return ""
+    return f"{here}@{items[0]['image']}" if policy == "Local" and here else str(items[0]["dockerImageReference"])
 
 
 SHAPE: Manifest = {

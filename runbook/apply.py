@@ -185,9 +185,12 @@ def _ask(action: Ask, connections: Connections) -> None:
 def _(action: StartBuild, _difference: Difference, connections: Connections, _manager: str, tell: Tell) -> str:
     cluster = connections.cluster
     config = cluster.path(Object("BuildConfig", action.config))
+    running = [b for b in cluster.list("Build", f"buildconfig={action.config}") if _built(b)]
     request = {"apiVersion": "build.openshift.io/v1", "kind": "BuildRequest", "metadata": {"name": action.config},
                "triggeredBy": [{"message": f"guide: {action.because}"}]}
-    name: str = cluster.request("POST", f"{config}/instantiate", request)["metadata"]["name"]
+    # A build that an interrupted run left behind is followed, not doubled; if it was an older commit, the next run sees that.
+    made = running[-1] if running else cluster.request("POST", f"{config}/instantiate", request)
+    name: str = made["metadata"]["name"]
     build, last = Object("Build", name), ""
     for line in cluster.stream(f"{cluster.path(build)}/log", 1800, follow="true"):
         last = line or last

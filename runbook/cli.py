@@ -153,12 +153,16 @@ def _guide_plan(runbook: Runbook, connections: Connections, given: Mapping[str, 
 
 
 def _guide_status(runbook: Runbook, connections: Connections, _given: Mapping[str, Any], report: Report) -> None:
-    from runbook.run import order, stand
+    from runbook.run import order, orphans, stand
 
     standings = []
     for step in order(runbook, ""):
         standings.append(stand(step, connections))
         report.standing(standings[-1])
+    if standings[0].state == "done":  # Without a project there is nothing that could be left over.
+        for orphan in orphans(runbook, connections):
+            standings.append(orphan)
+            report.standing(orphan, full=True)
     raise Exit(code=errors.DONE if all(s.state in ("done", "not wanted") for s in standings) else errors.TO_DO)
 
 

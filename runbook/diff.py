@@ -49,6 +49,8 @@ class State(StrEnum):
     WAITING = "waiting"
     UNKNOWN = "unknown"
     NOT_WANTED = "not wanted"
+    ORPHAN = "orphan"
+    """The guide made it once, and no step names it any more."""
     NEW = "new"
     """Missing, and so much else is missing that the server cannot check it yet."""
 

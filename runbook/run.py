@@ -11,7 +11,7 @@ from runbook.apply import Tell, carry_out, undo
 from runbook.connections import Connections, Flags
 from runbook.diff import Difference, Standing, State, compare, refusal, summed
 from runbook.errors import Conflict, GuideError, Unknown, Unmet
-from runbook.plan import Action, Apply, Look, StartBuild, WaitFor
+from runbook.plan import MANAGED_BY, Action, Apply, Look, StartBuild, WaitFor
 from runbook.step import Runbook, Step
 
 
@@ -46,6 +46,7 @@ class Run:
         except StopIteration:
             pass
         except GuideError as error:
+            error.cure = error.cure or known_cure(wanted, error.found)
             error.add_note(wanted.name)
             raise
         return Outcome(wanted.name, "changed" if changed else "unchanged", time.monotonic() - started, detail)
@@ -87,6 +88,15 @@ class Run:
 
     def _wait(self, wait: WaitFor, tell: Tell) -> None:
         carry_out(wait, Difference(State.WAITING, ""), self.connections, "", tell)
+
+
+def known_cure(wanted: Step, found: str) -> str:
+    """Return the cure that the step's page gives for a symptom whose quoted words stand in the message, else ""."""
+    for symptom, cure in wanted.otherwise:
+        quotes = [part.strip("… ") for part in symptom.split("`")[1::2]]
+        if any(quote and quote in found for quote in quotes):
+            return cure.replace("`", "")
+    return ""
 
 
 def described(difference: Difference) -> str:
@@ -172,6 +182,22 @@ def take_back(wanted: Step, connections: Connections) -> Outcome:
         if kept:
             detail.append(kept)
     return Outcome(wanted.name, "changed" if changed else "unchanged", time.monotonic() - started, detail)
+
+
+def orphans(runbook: Runbook, connections: Connections) -> list[Standing]:
+    """Return what the guide once made in the project and no step names any more: a renamed setting, an older plan."""
+    named, kinds = set(), set()
+    for step in runbook.standing:
+        for action in step.plan(connections.instance, connections.observed):
+            if isinstance(action, Apply):
+                named.add((action.object.kind, action.object.name))
+                kinds.add(action.object.kind)
+    found = [(kind, live["metadata"]) for kind in sorted(kinds)
+             for live in connections.cluster.list(kind, ",".join(f"{k}={v}" for k, v in MANAGED_BY.items()))]
+    return [Standing((meta.get("annotations") or {}).get("guide/step", "guide"), State.ORPHAN,
+                     [Difference(State.ORPHAN, f"{kind} {meta['name']}", note="no step names it any more",
+                                 cure=f"`oc delete {kind.lower()} {meta['name']}` when nobody needs it")])
+            for kind, meta in found if (kind, meta["name"]) not in named]
 
 
 def order(runbook: Runbook, to: str) -> tuple[Step, ...]:

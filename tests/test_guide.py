@@ -316,6 +316,68 @@ def test_the_administrators_wrong_password_is_unknown_and_not_an_error_of_status
         pgpass.write_text(kept)
 
 
+def variant(tmp_path: Path, **changes: str) -> str:
+    """Return a folder of instance files whose dev.toml has lines replaced."""
+    text = (ROOT / "instances" / "dev.toml").read_text()
+    for old, new in changes.values():
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "dev.toml").write_text(text)
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(("old", "new", "code", "says"), [
+    ('repository = "{git}/example.git"', 'repository = "{git}/nothing.git"', 1, "nothing.git"),
+    ('branch = "develop"', 'branch = "nowhere"', 1, "has no branch 'nowhere'"),
+    ('port = 6611', 'port = "6611"', 2, "must be a whole number"),
+    ('port = 6611', 'port = 6611\nprot = 1', 2, "did you mean port"),
+    ('app = "certification-helper"', '', 2, "app is missing"),
+    ('port = 6611', 'port = = 6611', 2, "not valid TOML"),
+])
+def test_a_wrong_instance_file_gets_one_sentence_with_its_line(deployed: Guide, tmp_path: Path, old: str, new: str,
+                                                               code: int, says: str) -> None:
+    folder = variant(tmp_path, change=(old, new))
+    place = deployed.audit_end()
+    done = deployed("guide.run", "--build=dev", "--to=app.create", code=code, RUNBOOK_INSTANCES=folder)
+    assert says in done.stderr and "Traceback" not in done.stderr
+    if code == 2:
+        assert re.search(r"dev\.toml:\d+", done.stderr)
+    assert deployed.writes(place) == []
+
+
+def test_a_build_whose_assemble_fails_says_so_and_the_old_app_serves_on(deployed: Guide, tmp_path: Path) -> None:
+    state, instance = deployed.stack.state, deployed.instance("dev")
+    trust = {"GIT_SSL_CAINFO": str(state.ca), "GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "credential.helper",
+             "GIT_CONFIG_VALUE_0": "!f() { echo username=git; echo \"password=$GIT_TOKEN\"; }; f", "GIT_TOKEN": state.tokens.member}
+    clone = tmp_path / "clone"
+
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@localhost", *words], check=True, capture_output=True,
+                       env=os.environ | trust, cwd=clone if clone.exists() else tmp_path)
+
+    git("clone", "--branch=develop", instance.source.repository, str(clone))
+    script = clone / ".s2i" / "bin" / "assemble"
+    script.write_text(script.read_text().replace("set -euo pipefail", "set -euo pipefail\necho the-planted-failure >&2; exit 9"))
+    git("commit", "--all", "--message=break the build")
+    git("push", "origin", "HEAD:refs/heads/broken")
+    folder = variant(tmp_path, change=('branch = "develop"', 'branch = "broken"'))
+    failed = deployed("guide.run", "--build=dev", code=1, RUNBOOK_INSTANCES=folder)
+    for word in ("deploy.build", "docs/deploy.md", "the-planted-failure", "Failed"):
+        assert word in failed.stderr, failed.stderr
+    assert deployed.web().request("GET", f"{instance.url}/")[0] == 200
+    deployed("guide.run", "--build=dev")
+    assert {s["state"] for s in deployed.outcomes("guide.status", "--build=dev").values()} == {"done"}
+
+
+def test_what_no_step_names_any_more_is_an_orphan(deployed: Guide, tmp_path: Path) -> None:
+    folder = variant(tmp_path, change=("[sso]", '[redis]\nname = "redis2"\n\n[sso]'))
+    deployed("redis.add", "--build=dev", RUNBOOK_INSTANCES=folder)
+    said = deployed("guide.status", "--build=dev", code=3).stdout
+    assert re.findall(r"(\w+) redis2: no step names it", said) == ["Deployment", "Secret", "Service"]
+    deployed("redis.add", "--build=dev", "--undo", RUNBOOK_INSTANCES=folder)
+    deployed("guide.status", "--build=dev")
+
+
 def test_killed_inside_every_step_and_run_once_more_it_is_complete_and_undo_leaves_nothing(guide: Guide) -> None:
     """One pass over the training instance: run k is killed with -9 inside step k, the last run completes, undo cleans up."""
     build = ["--build=training", "--target=local"]
