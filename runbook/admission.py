@@ -112,6 +112,6 @@ def _remove(connections: Connections) -> None:
 
 def _project(connections: Connections) -> bool:
     try:
-        return connections.cluster.get(Object("Namespace", connections.instance.project)) is not None
+        return connections.observed.object("Namespace", connections.instance.project) is not None
     except Unknown:
         return False

@@ -161,7 +161,7 @@ def proved(proof: Proof, deed: str, connections: Connections) -> Difference:
     """Return whether the effect of a person's deed is seen."""
     if isinstance(proof, Object):
         try:
-            found = connections.cluster.get(proof)
+            found = connections.observed.object(proof.kind, proof.name, proof.namespace)
         except Unknown:
             found = None  # A project that does not exist answers "forbidden" to an ordinary user.
         note = "" if found else f"{proof} is not there"

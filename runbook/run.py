@@ -66,7 +66,7 @@ class Run:
         if isinstance(action, WaitFor) and self.deferring:
             self.put_off.append((action, wanted.name))
             return False, None
-        if isinstance(action, (StartBuild, Look)):
+        if isinstance(action, Look) or (isinstance(action, StartBuild) and action.because):
             self.finish(tell)
         difference = compare(action, connections, wanted.manager)
         if difference.state is State.DONE:
