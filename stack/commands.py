@@ -46,6 +46,7 @@ def up(state: State, progress: binaries.Progress = print) -> dict[str, Any]:
             raise StackError(f"the stack ended while it started: {_last_lines(state, 'supervisor')}")
         _report(state, seen, progress)
         if time.monotonic() > deadline or _hopeless(state):
+            launch.check_room(state, 16)
             raise StackError(_not_ready(state, time.monotonic() - begun))
         time.sleep(0.03)
     _report(state, seen, progress)

@@ -28,6 +28,10 @@ from stack.state import DATABASE_SLOTS, Ports, State
 LONGEST_ROOT = 75
 """Bytes of a state folder's path: a Unix socket's path has at most 107, and the folders below need some."""
 
+ROOM = 400
+"""Free megabytes below which no stack is started: etcd alone sets 64 aside for each of its logs and dies without them,
+and a database, an image and its build take the rest."""
+
 NEEDED = ("etcd", "kube-apiserver", "kube-controller-manager", "haproxy", "bwrap", "postgres", "initdb", "pg_dump",
           "redis-server", "redis-cli", "git")
 """The programs that a stack cannot do without."""
@@ -105,6 +109,15 @@ def make_folders(state: State) -> None:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         state.write(".space", "x" * (1 << 20))  # said now, in one sentence, and not by five services in their logs
         state.path(".space").unlink()
+    check_room(state, ROOM if not state.path("etcd").exists() else ROOM // 4)
+
+
+def check_room(state: State, megabytes: int) -> None:
+    """Raise StackError when less than this many megabytes are free below the state folder."""
+    free = shutil.disk_usage(state.root).free >> 20
+    if free < megabytes:
+        raise StackError(f"the state folder {state.root} cannot be used: No space left on device ({free} MB are free, a "
+                         f"stack needs {ROOM} MB); make room there, or name another folder in RUNBOOK_STATE")
 
 
 def check_namespaces() -> None:
