@@ -180,6 +180,11 @@ def test(_c: Context, *, only: str = "") -> None:
 
     Example: invoke test
     """
+    from stack import binaries
+
+    with _sentences_of_tests():
+        for name in ("kubectl", "etcd", "kube-apiserver", "kube-controller-manager"):
+            binaries.find(name, _tell)
     chosen = ["-k", only] if only else []
     _run([sys.executable, "-m", "pytest", "--durations=15", *chosen])
 
@@ -191,6 +196,22 @@ def bench(_c: Context, *, cold: bool = False) -> None:
     Example: invoke bench
     """
     _run([sys.executable, str(ROOT / "tests" / "bench.py"), *(["--cold"] if cold else [])])
+
+
+def _tell(line: str) -> None:
+    """Say on a terminal what is going on, elsewhere only every tenth percent."""
+    if sys.stderr.isatty() or "0 %" in line or "%" not in line:
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+
+
+@contextmanager
+def _sentences_of_tests() -> Iterator[None]:
+    """What the tests need from the network or the compiler may be missing: one message instead of many failures."""
+    from runbook.cli import reporting
+
+    with reporting({}), _sentences():
+        yield
 
 
 def _run(command: list[str], environment: dict[str, str] | None = None) -> None:

@@ -272,11 +272,9 @@ def _fetch_control_plane(name: str, progress: Progress) -> Binary:
         if there := next(_without_fetching(name), None):
             return there
         if not _download(name, progress):
-            wanted = [name]
-            if name in CONTROL_PLANE:
-                # One build of all that is missing takes much less time than one each.
-                wanted = [each for each in CONTROL_PLANE if each == name or not next(_without_fetching(each), None)]
-            _build(wanted, progress)
+            # One build of all that is missing takes much less time than one each.
+            missing = (each for each in CONTROL_PLANE if each != name and not next(_without_fetching(each), None))
+            _build([name, *missing], progress)
         made = next(_without_fetching(name), None)
     if not made:
         raise StackError(f"{_cache() / name} was made but does not run as {name} {PROGRAMS[name].wanted}; "
