@@ -97,8 +97,11 @@ def listing() -> Iterator[Row]:
 def starts(state: State) -> Iterator[Row]:
     """The stack's start: in an empty folder, again, and while it runs."""
     yield Row("stack.up, empty state folder", inv("stack.up"), None, "s")
-    inv("stack.down")
-    yield Row("stack.up, warm, to all ready", inv("stack.up"), 6, "s")
+    warm = []
+    for _ in range(3):
+        inv("stack.down")
+        warm.append(inv("stack.up"))
+    yield Row("stack.up, warm, to all ready", statistics.median(warm), 6, "s")
     yield Row("stack.up on a running stack", statistics.median(inv("stack.up") for _ in range(5)), 0.5, "s")
     yield from idle(state)
 
