@@ -66,6 +66,8 @@ def main() -> None:
         Guide().run([sys.argv[0], "--search-root", str(ROOT), *sys.argv[1:]])
     except KeyboardInterrupt:
         sys.exit(errors.INTERRUPTED)
+    except PermissionError as error:  # invoke reads its settings from the home folder before any task of ours
+        sys.exit(f"error: {error.filename} cannot be read: {error.strerror}; is HOME yours? (after sudo or su it may not be)")
 
 
 if __name__ == "__main__":
