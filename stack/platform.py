@@ -7,6 +7,7 @@ than 0, so that the supervisor starts all of them again.
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import sys
 import threading
@@ -34,24 +35,25 @@ def parts() -> dict[str, Part]:
 def run(state: State, wanted: dict[str, Part]) -> int:
     """Run all parts until SIGTERM or SIGINT or an exception in one; return the exit code."""
     stop = threading.Event()
-    failed: list[str] = []
+    # A signal handler may put into this queue; setting an Event there could lock the main thread for good.
+    ends: queue.SimpleQueue[str] = queue.SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda *_: ends.put(""))
 
     def guarded(name: str, part: Part) -> None:
         try:
             part(state, stop)
         except Exception:  # noqa: BLE001 - reported, and the end of the process
             traceback.print_exc()
-        if not stop.is_set():
-            failed.append(name)
-            print(f"platform: {name} ended, and with it all parts", file=sys.stderr)
-            stop.set()
+        ends.put(name)
 
     threads = [threading.Thread(target=guarded, args=each, name=each[0], daemon=True) for each in wanted.items()]
     for thread in threads:
         thread.start()
-    stop.wait()
+    failed = ends.get()
+    if failed:
+        print(f"platform: {failed} ended, and with it all parts", file=sys.stderr)
+    stop.set()
     end = time.monotonic() + GOODBYE
     for thread in threads:
         thread.join(max(end - time.monotonic(), 0))

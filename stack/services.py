@@ -192,7 +192,8 @@ def namespaces() -> list[str]:
             "-n", "-m", "-p", "-i", "--fork", "--kill-child", "--mount-proc"]
 
 
-KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "KUBEBUILDER_ASSETS", "XDG_CACHE_HOME", "XDG_STATE_HOME", "RUNBOOK_CACHE")
+KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "KUBEBUILDER_ASSETS", "XDG_CACHE_HOME", "XDG_STATE_HOME", "RUNBOOK_CACHE",
+        "RUNBOOK_BACKOFF")
 NETWORK = ("PIP_", "UV_", "GIT_", "SSL_CERT_", "REQUESTS_CA_BUNDLE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
 """Beginnings of variables that say how this machine reaches package indexes and Git servers."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import select
 import signal
 import subprocess
@@ -173,7 +174,7 @@ class Process(threading.Thread):
 
     def _say(self, condition: str, detail: str = "") -> None:
         self.condition, self.detail, self.since = condition, detail, time.time()
-        self.supervisor.changed.set()
+        self.supervisor.changed.put(None)
 
     def _sleep(self, seconds: float) -> None:
         select.select([self._wake], [], [], seconds)
@@ -187,7 +188,8 @@ class Supervisor:
         self.processes: dict[str, Process] = {}
         self.own: set[int] = set()
         self.starting = threading.Lock()
-        self.changed = threading.Event()
+        # Not an Event: a signal handler that sets the Event its own thread is waiting for locks that thread for good.
+        self.changed: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.stopping = False
 
     def start(self, service: Service) -> None:
@@ -199,14 +201,16 @@ class Supervisor:
         """Keep the services running until SIGTERM or SIGINT, then stop them."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._stop)
-        signal.signal(signal.SIGCHLD, lambda *_: self.changed.set())
+        signal.signal(signal.SIGCHLD, lambda *_: self.changed.put(None))
         for service in wanted:
             self.start(service)
         for process in list(self.processes.values()):
             process.start()
         while not self.stopping:
-            self.changed.wait(TICK)
-            self.changed.clear()
+            with contextlib.suppress(queue.Empty):
+                self.changed.get(timeout=TICK)
+                while True:
+                    self.changed.get_nowait()
             self.tick()
         self.state.connection.unlink(missing_ok=True)
         for process in list(self.processes.values()):
@@ -222,7 +226,7 @@ class Supervisor:
 
     def _stop(self, *_: object) -> None:
         self.stopping = True
-        self.changed.set()
+        self.changed.put(None)
 
     def _reap(self) -> None:
         """Collect ended processes that nobody waits for: the first process of a namespace inherits them."""

@@ -435,8 +435,7 @@ class Pod:
             said["phase"] = "Succeeded" if all(code == 0 for code in codes) else "Failed"
         if self._namespace:
             said |= {"podIP": self._namespace.address, "podIPs": [{"ip": self._namespace.address}]}
-        said["conditions"] = status.conditions({**pod, "status": {**pod.get("status", {}), "conditions":
-                                               self._told.get("conditions", [])}}, said,
+        said["conditions"] = status.conditions(pod, said, self._told.get("conditions", []),
                                                network=self._namespace is not None)
         if not inits:
             del said["initContainerStatuses"]

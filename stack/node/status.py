@@ -41,8 +41,8 @@ def phase(pod: Manifest, inits: list[Manifest], mains: list[Manifest]) -> str:
     return "Failed" if policy == "Never" else "Running"
 
 
-def conditions(pod: Manifest, status: Manifest, *, network: bool) -> list[Manifest]:
-    """Return the pod's conditions; those that others set are kept, and times change only with the status."""
+def conditions(pod: Manifest, status: Manifest, told: list[Manifest], *, network: bool) -> list[Manifest]:
+    """Return the pod's conditions. Those that others set are kept; times change only with the status told last."""
     inits = [each["name"] for each in status["initContainerStatuses"]
              if not (each["ready"] or each["state"].get("terminated", {}).get("exitCode") == 0)]
     unready = [each["name"] for each in status["containerStatuses"] if not each["ready"]]
@@ -57,6 +57,7 @@ def conditions(pod: Manifest, status: Manifest, *, network: bool) -> list[Manife
                                                    f"containers with unready status: [{' '.join(unready)}]")
     wanted["ContainersReady"] = wanted["Ready"] = (not unready, *not_ready)
     known = {each["type"]: each for each in pod.get("status", {}).get("conditions", [])}
+    earlier = {each["type"]: each for each in told}
     gates = [gate["conditionType"] for gate in pod["spec"].get("readinessGates", [])]
     closed = [gate for gate in gates if known.get(gate, {}).get("status") != "True"]
     if closed and not unready:
@@ -65,7 +66,8 @@ def conditions(pod: Manifest, status: Manifest, *, network: bool) -> list[Manife
     made = []
     for kind, (holds, reason, message) in wanted.items():
         value = "True" if holds else "False"
-        before = known.pop(kind, {})
+        known.pop(kind, None)
+        before = earlier.get(kind, {})
         since = before.get("lastTransitionTime") if before.get("status") == value else None
         made.append({"type": kind, "status": value, "lastProbeTime": None, "lastTransitionTime": since or now()}
                     | ({} if holds or not reason else {"reason": reason, "message": message}))

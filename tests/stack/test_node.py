@@ -9,6 +9,7 @@ import secrets
 import select
 import signal
 import subprocess
+import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
@@ -525,14 +526,33 @@ def test_the_node_is_ready_and_the_lease_is_renewed(stack: Any) -> None:
 def test_pods_are_started_again_when_the_platform_died(project: Project, stack: Any) -> None:
     project.pod("survivor", restartPolicy="Always")
     project.running("survivor")
-    platform = int(json.loads(stack.state.path("run", "inner.json").read_text())["platform"]["pid"])
+    left = stack.state.volumes / "pvc-of-an-earlier-cluster"
+    left.mkdir()
     own = [int(entry.name) for entry in Path("/proc").glob("[0-9]*")
-           if f"stack.platform\0{stack.state.root}".encode() in _command_line(entry)]
-    assert own, f"the platform (number {platform} inside its namespace) was not found"
+           if f"stack.platform\0{stack.state.root}\0".encode() in _command_line(entry)]
     os.kill(own[0], signal.SIGKILL)
     seen = project.until("survivor", lambda each: each["restartCount"] == 1 and each["ready"], "the restart", 40)
     assert seen["lastState"]["terminated"]["exitCode"] == 137
     assert project.execute("survivor", "echo", "here").strip() == "here"
+    wait_until(lambda: not left.exists(), "the folder that no volume has to go", 20)
+
+
+def test_an_error_in_one_part_ends_the_platform() -> None:
+    code = """
+import pathlib, sys
+from stack import platform
+from stack.state import State
+def breaks(state, stop):
+    raise ValueError("on purpose")
+def waits(state, stop):
+    stop.wait(30)
+sys.exit(platform.run(State(pathlib.Path("/nowhere")), {"breaks": breaks, "waits": waits}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False,
+                          cwd=Path(__file__).parents[2])
+    assert done.returncode == 1
+    assert "ValueError: on purpose" in done.stderr
+    assert "breaks ended" in done.stderr
 
 
 def _command_line(process: Path) -> bytes:
