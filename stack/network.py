@@ -23,7 +23,8 @@ def prepare() -> None:
         loopback = links.link_lookup(ifname="lo")[0]
         links.link("set", index=loopback, state="up")
         if not links.link_lookup(ifname=BRIDGE):
-            links.link("add", ifname=BRIDGE, kind="bridge")
+            # A hardware address of its own: a bridge's follows its links otherwise, and pods would lose it when one goes.
+            links.link("add", ifname=BRIDGE, kind="bridge", address="0a:58:0a:f4:00:01")
         bridge = links.link_lookup(ifname=BRIDGE)[0]
         links.addr("replace", index=loopback, address=OUTSIDE_ADDRESS, prefixlen=32)
         links.addr("replace", index=bridge, address=NODE_ADDRESS,
