@@ -111,6 +111,8 @@ def short(value: object) -> str:
     """Return a value as a reader wants to see it in one line."""
     if value is None:
         return "(none)"
+    if isinstance(value, (dict, list)) and len(str(value)) > 60:
+        return f"{len(value)} entries"
     text = value if isinstance(value, str) else str(value)
     return text if len(text) <= 60 else text[:57] + "…"
 
