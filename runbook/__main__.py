@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 from invoke import Collection, Exit, ParseError, Program
@@ -32,6 +31,8 @@ class Guide(Program):  # type: ignore[misc]
 
     def print_version(self) -> None:
         """Print our version, and invoke's."""
+        from importlib.metadata import version
+
         print(f"certhelper guide {_version()} (invoke {version('invoke')})")
 
     def _explained(self, message: str) -> str:
