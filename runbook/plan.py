@@ -221,7 +221,99 @@ class Require:
     cure: str
 
 
-Action = Apply | Execute | WaitFor | Ask | StartBuild | Scale | Look | Write | Require
+@dataclass(frozen=True)
+class Inside:
+    """Run a command in a ready pod of the Deployment's newest ReplicaSet, with a deadline.
+
+    Without `unless` the command only looks: exit status 0, and `contains` in its output, is the proof. With it the
+    command changes something, and is run when the command `unless` does not end with 0.
+    """
+
+    deployment: str
+    container: str
+    command: tuple[str, ...]
+    what: str
+    """What it proves or does, in a few words: `the file … can be read`."""
+    unless: tuple[str, ...] = ()
+    contains: str = ""
+    input: Credential | None = None
+    """A credential for its standard input, the only way by which one reaches a pod's process."""
+    show: bool = False
+    """Whether the reader sees what it prints."""
+    seconds: float = 30
+    retry: float = 0
+    """For how many seconds a look that fails is tried again: something remote may be late."""
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Set fields that people or the platform move, such as `suspend`, by a merge patch under the step's manager.
+
+    Done when the object has them; a field whose value is None is taken out. `undo` are the fields that take it back.
+    """
+
+    object: Object
+    fields: Manifest
+    what: str
+    undo: Manifest | None = None
+
+
+@dataclass(frozen=True)
+class Show:
+    """Show a table to the reader: the answer of an operation that only looks."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    empty: str = "nothing"
+    """What to say when there are no rows."""
+
+
+@dataclass(frozen=True)
+class Log:
+    """Print the log of a Deployment's newest pods."""
+
+    deployment: str
+    container: str
+    lines: int = 100
+    follow: bool = False
+    previous: bool = False
+
+
+@dataclass(frozen=True)
+class Shell:
+    """Open a terminal in a ready pod of the Deployment."""
+
+    deployment: str
+    container: str
+    command: tuple[str, ...] = ("bash",)
+
+
+@dataclass(frozen=True)
+class Confirm:
+    """Ask the reader whether to go on; `--yes` answers for him, and without a terminal the run stops with 75."""
+
+    question: str
+    cure: str = "run it in a terminal, or add --yes when you have asked"
+
+
+@dataclass(frozen=True)
+class Dump:
+    """Write a dump of the app's database to a file on the reader's machine, outside the cluster."""
+
+    database: str
+    because: str
+
+
+@dataclass(frozen=True)
+class Restore:
+    """Put a dump back into the app's database, all or nothing."""
+
+    database: str
+    file: str
+
+
+Action = (Apply | Execute | WaitFor | Ask | StartBuild | Scale | Look | Write | Require | Inside | Patch | Show | Log | Shell
+          | Confirm | Dump | Restore)
 Plan = Generator[Action, Any, None]
 
 

@@ -36,6 +36,8 @@ class Step:
     """What the reader should see afterwards; one sentence for the page."""
     otherwise: tuple[tuple[str, str], ...]
     """What to do when it is not seen: symptom and cure."""
+    undoes: Step | None = None
+    """The step whose undo this one is, under a name that people look for: `eos.unmount` undoes `eos.mount`."""
 
     @property
     def procedure(self) -> str:
@@ -75,9 +77,10 @@ class Step:
 
 def step(*, needs: Sequence[Step] = (), operation: bool = False, person: bool = False,
          wanted: Wanted = lambda _: True, unconfirmed: str = "", see: str = "",
-         otherwise: Sequence[tuple[str, str]] = ()) -> Callable[[Callable[..., Plan]], Step]:
+         otherwise: Sequence[tuple[str, str]] = (), undoes: Step | None = None) -> Callable[[Callable[..., Plan]], Step]:
     """Make a function a step; see `Step` for the meaning of each word."""
-    return lambda function: Step(function, tuple(needs), operation, person, wanted, unconfirmed, see, tuple(otherwise))
+    return lambda function: Step(function, tuple(needs), operation or bool(undoes), person, wanted, unconfirmed, see,
+                                 tuple(otherwise), undoes)
 
 
 class Runbook:

@@ -17,6 +17,7 @@ import pytest
 from stack import binaries, commands, launch
 from stack.api import Api
 from stack.state import State
+from tests.guide import Guide, Site
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,20 @@ def stack() -> Iterator[Stack]:
     finally:
         if not kept:
             commands.down(state, wipe=True, progress=lambda _line: None)
+
+
+@pytest.fixture(scope="session")
+def guide(stack: Stack) -> Guide:
+    return Guide(stack)
+
+
+@pytest.fixture(scope="session")
+def site(guide: Guide) -> Iterator[Site]:
+    """A site of its own, deployed once by `guide.run` and used by the tests of the steps after that; leave it as found."""
+    made = Site.written(guide, "steps", port=4)
+    made("guide.run")
+    yield made
+    made.remove()
 
 
 NOBODY = 65534

@@ -12,102 +12,17 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psycopg2
 import pytest
 
 from procedures import RUNBOOK
-from runbook.clients.web import Web
-from runbook.instance import Instance, load
-from stack import commands
 from stack.api import wait_until
+from tests.guide import Guide
 
 ROOT = Path(__file__).parent.parent
 STANDING = [step.name for step in RUNBOOK.standing]
-
-
-@dataclass
-class Guide:
-    """The command line, and ways to look at what it did without it."""
-
-    stack: Any
-
-    def __call__(self, *words: str, code: int | None = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run a command of the guide and see its exit code."""
-        done = subprocess.run([sys.executable, "-m", "runbook", *words], env=self.environment | environment, cwd="/",
-                              capture_output=True, text=True, timeout=600, check=False, stdin=subprocess.DEVNULL)
-        assert code is None or done.returncode == code, f"{' '.join(words)} ended with {done.returncode}\n{done.stdout}{done.stderr}"
-        return done
-
-    def outcomes(self, *words: str, code: int | None = 0) -> dict[str, dict[str, Any]]:
-        """Run a command with --json and return what it says of each step."""
-        done = self(*words, "--json", code=code)
-        return {found["step"]: found for found in map(json.loads, done.stdout.splitlines())}
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return os.environ | {"RUNBOOK_STATE": str(self.stack.state.root), "RUNBOOK_JOURNAL": str(self.stack.state.path("journal"))}
-
-    def instance(self, build: str) -> Instance:
-        known, ports = commands.connection(self.stack.state), self.stack.state.ports
-        facts = known | {f"database_port_{place}": port for place, port in enumerate(ports.databases, 1)}
-        return load(ROOT / "instances" / f"{build}.toml", "local", facts)
-
-    def web(self) -> Web:
-        return Web(self.stack.state.ca)
-
-    def writes(self, since: int) -> list[str]:
-        """Return the requests of the member since a place of the audit log that stored something."""
-        with self.stack.state.path("logs", "audit.log").open() as log:
-            log.seek(since)
-            events = [json.loads(line) for line in log]
-        return [f"{e['verb']} {e['requestURI']}" for e in events
-                if e["user"]["username"] == "shifter" and e["verb"] in {"create", "update", "patch", "delete", "deletecollection"}
-                and "dryRun=All" not in e["requestURI"] and "/exec" not in e["requestURI"]
-                and "selfsubjectaccessreviews" not in e["requestURI"]]
-
-    def audit_end(self) -> int:
-        return self.stack.state.path("logs", "audit.log").stat().st_size
-
-    def database(self, build: str, database: str = "postgres") -> Any:
-        """Return a connection as the administrator, with the password that the reader's file holds."""
-        db = self.instance(build).database
-        connection = psycopg2.connect(host=db.host, hostaddr="127.0.0.1", port=db.port, user=db.administrator, dbname=database,
-                                      passfile=str(self.stack.state.pgpass), sslmode="verify-full",
-                                      sslrootcert=str(self.stack.state.ca))
-        connection.autocommit = True
-        return connection
-
-    def sql(self, build: str, statement: str, database: str = "postgres") -> list[tuple[Any, ...]]:
-        connection = self.database(build, database)
-        try:
-            with connection.cursor() as cursor:
-                cursor.execute(statement)
-                return list(cursor.fetchall()) if cursor.description else []
-        finally:
-            connection.close()
-
-    def snapshot(self, build: str) -> dict[str, Any]:
-        """Return what there is: the project's objects, the server's roles and databases, the files of volumes and EOS."""
-        project = self.instance(build).project
-        kinds = ("Secret", "ConfigMap", "Service", "Deployment", "ReplicaSet", "Pod", "PersistentVolumeClaim", "ServiceAccount",
-                 "Role", "RoleBinding", "CronJob", "Job", "BuildConfig", "Build", "ImageStream", "Route")
-        objects = {kind: sorted(item["metadata"]["name"] for item in self.stack.api.list(kind, project)
-                                if item["metadata"]["name"] not in {"kube-root-ca.crt", "default"})  # the controllers' own
-                   for kind in kinds}
-        files = sorted(str(p.relative_to(self.stack.state.root)) for folder in (self.stack.state.volumes, self.stack.state.eos)
-                       if folder.exists() for p in folder.rglob("*"))
-        return {"objects": objects, "files": files,
-                "roles": self.sql(build, "SELECT rolname FROM pg_roles ORDER BY 1"),
-                "databases": self.sql(build, "SELECT datname FROM pg_database ORDER BY 1")}
-
-
-@pytest.fixture(scope="module")
-def guide(stack: Any) -> Guide:
-    return Guide(stack)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,182 @@
+"""The guide's command line in the tests' hands, and sites of their own for tests that need a running app."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+
+from runbook.clients.web import Web
+from runbook.instance import Instance, load
+from stack import commands
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass
+class Guide:
+    """The command line, and ways to look at what it did without it."""
+
+    stack: Any
+
+    def __call__(self, *words: str, code: int | None = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of the guide and see its exit code."""
+        done = subprocess.run([sys.executable, "-m", "runbook", *words], env=self.environment | environment, cwd="/",
+                              capture_output=True, text=True, timeout=600, check=False, stdin=subprocess.DEVNULL)
+        assert code is None or done.returncode == code, f"{' '.join(words)} ended with {done.returncode}\n{done.stdout}{done.stderr}"
+        return done
+
+    def outcomes(self, *words: str, code: int | None = 0) -> dict[str, dict[str, Any]]:
+        """Run a command with --json and return what it says of each step."""
+        done = self(*words, "--json", code=code)
+        return {found["step"]: found for found in map(json.loads, done.stdout.splitlines())}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return os.environ | {"RUNBOOK_STATE": str(self.stack.state.root), "RUNBOOK_JOURNAL": str(self.stack.state.path("journal"))}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the stack fills into `[local]`."""
+        known, ports = commands.connection(self.stack.state), self.stack.state.ports
+        return known | {f"database_port_{place}": port for place, port in enumerate(ports.databases, 1)}
+
+    def instance(self, build: str) -> Instance:
+        return load(ROOT / "instances" / f"{build}.toml", "local", self.facts)
+
+    def web(self) -> Web:
+        return Web(self.stack.state.ca)
+
+    def writes(self, since: int) -> list[str]:
+        """Return the requests of the member since a place of the audit log that stored something."""
+        with self.stack.state.path("logs", "audit.log").open() as log:
+            log.seek(since)
+            events = [json.loads(line) for line in log]
+        return [f"{e['verb']} {e['requestURI']}" for e in events
+                if e["user"]["username"] == "shifter" and e["verb"] in {"create", "update", "patch", "delete", "deletecollection"}
+                and "dryRun=All" not in e["requestURI"] and "/exec" not in e["requestURI"]
+                and "selfsubjectaccessreviews" not in e["requestURI"]]
+
+    def audit_end(self) -> int:
+        return self.stack.state.path("logs", "audit.log").stat().st_size
+
+    def database(self, build: str, database: str = "postgres") -> Any:
+        """Return a connection as the administrator, with the password that the reader's file holds."""
+        db = self.instance(build).database
+        connection = psycopg2.connect(host=db.host, hostaddr="127.0.0.1", port=db.port, user=db.administrator, dbname=database,
+                                      passfile=str(self.stack.state.pgpass), sslmode="verify-full",
+                                      sslrootcert=str(self.stack.state.ca))
+        connection.autocommit = True
+        return connection
+
+    def sql(self, build: str, statement: str, database: str = "postgres") -> list[tuple[Any, ...]]:
+        connection = self.database(build, database)
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(statement)
+                return list(cursor.fetchall()) if cursor.description else []
+        finally:
+            connection.close()
+
+    def snapshot(self, build: str) -> dict[str, Any]:
+        """Return what there is: the project's objects, the server's roles and databases, the files of volumes and EOS."""
+        project = self.instance(build).project
+        kinds = ("Secret", "ConfigMap", "Service", "Deployment", "ReplicaSet", "Pod", "PersistentVolumeClaim", "ServiceAccount",
+                 "Role", "RoleBinding", "CronJob", "Job", "BuildConfig", "Build", "ImageStream", "Route")
+        objects = {kind: sorted(item["metadata"]["name"] for item in self.stack.api.list(kind, project)
+                                if item["metadata"]["name"] not in {"kube-root-ca.crt", "default"})  # the controllers' own
+                   for kind in kinds}
+        files = sorted(str(p.relative_to(self.stack.state.root)) for folder in (self.stack.state.volumes, self.stack.state.eos)
+                       if folder.exists() for p in folder.rglob("*"))
+        return {"objects": objects, "files": files,
+                "roles": self.sql(build, "SELECT rolname FROM pg_roles ORDER BY 1"),
+                "databases": self.sql(build, "SELECT datname FROM pg_database ORDER BY 1")}
+
+
+@dataclass
+class Site:
+    """One instance with a file, project, host and database server of its own; calling it runs a step for it."""
+
+    guide: Guide
+    name: str
+    folder: Path
+
+    @classmethod
+    def written(cls, guide: Guide, name: str, port: int, changes: Mapping[str, Any] | None = None) -> Site:
+        """Write the instance file: dev's, with names of its own; `port` is the place of its database server (4 to 6).
+
+        `changes` are tables and keys laid over it, such as `{"eos": {"path": "/eos/x"}, "local": {…}}`.
+        """
+        site = cls(guide, name, Path(tempfile.mkdtemp(prefix=f"instance-{name}-")))
+        table = tomllib.loads((ROOT / "instances" / "dev.toml").read_text())
+        host = f"{name}-certhelper"
+        own = {"project": host, "host": f"{host}.web.cern.ch", "database": {"instance": f"{name}db", "host": f"dbod-{name}db.cern.ch"},
+               "sso": {"identifier": f"certhelper-{name}"},
+               "local": {"host": f"{host}.localhost", "database": {"host": f"dbod-{name}db.localhost",
+                                                                  "port": f"{{database_port_{port}}}"}}}
+        site.write(laid_over(laid_over(table, own), changes or {}))
+        return site
+
+    def write(self, table: Mapping[str, Any]) -> None:
+        """Write the instance file anew."""
+        (self.folder / f"{self.name}.toml").write_text("\n".join(toml(table)) + "\n")
+
+    def change(self, changes: Mapping[str, Any]) -> None:
+        """Lay settings over those of the instance file."""
+        self.write(laid_over(tomllib.loads((self.folder / f"{self.name}.toml").read_text()), changes))
+
+    @property
+    def instance(self) -> Instance:
+        """The instance as it is on the stack."""
+        return load(self.folder / f"{self.name}.toml", "local", self.guide.facts)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"RUNBOOK_INSTANCES": str(self.folder)}
+
+    def __call__(self, command: str, *words: str, code: int | None = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of the guide for this site and see its exit code."""
+        return self.guide(command, f"--build={self.name}", *words, code=code, **self.environment | environment)
+
+    def outcomes(self, command: str, *words: str, code: int | None = 0) -> dict[str, dict[str, Any]]:
+        """Run a command with --json and return what it says of each step."""
+        done = self(command, "--json", *words, code=code)
+        return {found["step"]: found for found in map(json.loads, done.stdout.splitlines())}
+
+    def remove(self) -> None:
+        """Remove the project as its administrator would, and the instance file."""
+        self.guide.stack.api.delete("Namespace", self.instance.project)
+        shutil.rmtree(self.folder)
+
+
+def laid_over(table: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a table with another laid over it, key by key; None takes a key out."""
+    merged = dict(table)
+    for key, value in over.items():
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, Mapping):
+            merged[key] = laid_over(merged.get(key, {}), value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def toml(table: Mapping[str, Any], name: str = "") -> list[str]:
+    """Return a table as lines of TOML."""
+    lines = [f"[{name}]"] if name else []
+    lines += [f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, Mapping)]
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            lines += toml(value, f"{name}.{key}" if name else key)
+    return lines
