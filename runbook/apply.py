@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
-from runbook import admission
+from runbook import admission, pods
 from runbook.connections import Connections
 from runbook.diff import Difference, State, compare, look, proved, wire
 from runbook.errors import Conflict, GuideError, Unknown, WaitingForPerson
@@ -18,12 +19,18 @@ from runbook.plan import (
     Apply,
     Ask,
     Condition,
+    Confirm,
     Execute,
+    Inside,
+    Log,
     Look,
     Manifest,
     Object,
+    Patch,
     Require,
     Scale,
+    Shell,
+    Show,
     StartBuild,
     WaitFor,
     Write,
@@ -97,41 +104,16 @@ def watched(condition: Condition, connections: Connections, wanted: Object) -> C
         return condition
 
     def failed(found: Manifest | None) -> str:
-        return condition.failed(found) or hopeless(connections, wanted.name)
+        return condition.failed(found) or pods.hopeless(connections, wanted.name)
 
     return Condition(condition.name, condition.test, condition.flag, failed)
-
-
-HOPELESS = {"CrashLoopBackOff", "CreateContainerConfigError", "ErrImagePull", "ImagePullBackOff", "InvalidImageName"}
-
-
-def hopeless(connections: Connections, deployment: str) -> str:
-    """Return why a Deployment's newest pod cannot start, else ""."""
-    for pod in newest_pods(connections, deployment):
-        for status in pod.get("status", {}).get("containerStatuses", []):
-            waiting = status.get("state", {}).get("waiting", {})
-            if waiting.get("reason") in HOPELESS and (status.get("restartCount", 0) > 1 or "Config" in waiting["reason"]):
-                return f"pod {pod['metadata']['name']}: {waiting['reason']}: {waiting.get('message', '')}".rstrip(": ")
-    return ""
-
-
-def newest_pods(connections: Connections, deployment: str) -> list[Manifest]:
-    """Return the pods of a Deployment's newest ReplicaSet."""
-    cluster = connections.cluster
-    sets = [s for s in cluster.list("ReplicaSet")
-            if any(o["kind"] == "Deployment" and o["name"] == deployment for o in s["metadata"].get("ownerReferences", []))]
-    if not sets:
-        return []
-    newest = max(sets, key=lambda s: int(s["metadata"].get("annotations", {}).get("deployment.kubernetes.io/revision", 0)))
-    return [p for p in cluster.list("Pod")
-            if any(o["name"] == newest["metadata"]["name"] for o in p["metadata"].get("ownerReferences", []))]
 
 
 def explained(error: GuideError, deployment: str, connections: Connections) -> GuideError:
     """Return the error of a roll-out with the last lines of the pod's log, and the variable that they name."""
     import re
 
-    for pod in newest_pods(connections, deployment):
+    for pod in pods.newest(connections, deployment):
         name = pod["metadata"]["name"]
         container = pod["spec"]["containers"][0]["name"]
         log = connections.cluster.log(name, container, previous=True) or connections.cluster.log(name, container)
@@ -171,8 +153,6 @@ def _(action: Ask, _difference: Difference, connections: Connections, _manager: 
 
 def _ask(action: Ask, connections: Connections) -> None:
     """Say to a person what to do, and go on when somebody is at the terminal to do it."""
-    import sys
-
     lines = [action.deed, f"  where: {action.where}", *(f"  {key}: {value}" for key, value in action.values.items() if value)]
     if not sys.stdin.isatty():
         raise WaitingForPerson("a person has to act:\n" + "\n".join(lines), "afterwards run the same command again")
@@ -235,6 +215,52 @@ def _(action: Scale, _difference: Difference, connections: Connections, manager:
 
 
 @carry_out.register
+def _(action: Patch, _difference: Difference, connections: Connections, manager: str, _tell: Tell) -> None:
+    connections.cluster.request("PATCH", connections.cluster.path(action.object), action.fields,
+                                content="application/merge-patch+json", query={"fieldManager": manager})
+
+
+@carry_out.register
+def _(action: Inside, _difference: Difference, connections: Connections, _manager: str, tell: Tell) -> None:
+    tell(action.what)
+    if not action.unless and not action.show and not action.input:
+        if note := pods.wait_inside(action, connections):
+            raise GuideError(note, "the page says what else to try; `invoke app.logs` shows the app's log")
+        return
+    said = pods.run_inside(action, connections)
+    if action.show:
+        connections.say(said.rstrip("\n"))
+    if action.unless and (note := pods.look_inside(action, connections)):
+        raise GuideError(f"the command had no effect: {note}", "`invoke app.logs` shows the app's log")
+
+
+@carry_out.register
+def _(action: Show, _difference: Difference, connections: Connections, _manager: str, _tell: Tell) -> None:
+    connections.show(action)
+
+
+@carry_out.register
+def _(action: Log, _difference: Difference, connections: Connections, _manager: str, _tell: Tell) -> None:
+    pods.print_log(action, connections)
+
+
+@carry_out.register
+def _(action: Shell, _difference: Difference, connections: Connections, _manager: str, _tell: Tell) -> None:
+    pods.open_shell(action, connections)
+
+
+@carry_out.register
+def _(action: Confirm, _difference: Difference, connections: Connections, _manager: str, _tell: Tell) -> None:
+    if connections.flags.yes:
+        return
+    if not sys.stdin.isatty():
+        raise WaitingForPerson(f"{action.question} Nobody is at a terminal to answer", action.cure)
+    connections.say("")
+    if input(f"{action.question} [y/N] ").strip().lower() not in ("y", "yes"):
+        raise GuideError("you said no; nothing was changed", action.cure)
+
+
+@carry_out.register
 def _(action: Look, _difference: Difference, connections: Connections, _manager: str, tell: Tell) -> None:
     # Rolled out is not yet known to the router: wait for the answer, not for the object.
     deadline, note = time.monotonic() + 30, ""
@@ -288,6 +314,13 @@ def undo(action: Action, connections: Connections, manager: str) -> tuple[bool, 
         return False, action.instead
     if isinstance(action, Scale):
         return _scale_to_zero(action, connections, manager)
+    if isinstance(action, Patch) and action.undo is not None:
+        back = Patch(action.object, action.undo, action.what)
+        if connections.observed.object(action.object.kind, action.object.name, action.object.namespace) is None \
+                or compare(back, connections, manager).state is State.DONE:
+            return False, ""
+        carry_out(back, Difference(State.MISSING, ""), connections, manager, lambda _: None)
+        return True, ""
     return False, ""
 
 

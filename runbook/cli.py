@@ -76,7 +76,7 @@ def _task(body: Callable[..., None], name: str, doc: str, parameters: Mapping[st
 
 
 def _step_task(step: Step, specimen: Instance | None, folder: Path, local: Local) -> Task:
-    offered = options.options(options.outline(step, specimen, Observed())) if specimen else options.OPTIONS
+    offered = options.of(step, options.outline(step, specimen, Observed())) if specimen else options.OPTIONS
     parameters: dict[str, Any] = {option.name: option.default for option in offered}
     meanings = {option.name: option.meaning for option in offered}
     for name, parameter in step.options.items():
@@ -98,6 +98,13 @@ def _run_step(step: Step, connections: Connections, given: Mapping[str, Any], ow
     from runbook.run import Run, require_needs, stand, take_back
 
     report.begin(step.name)
+    if step.undoes:
+        step, given, own = step.undoes, {**given, "undo": True}, {}
+    if given.get("undo") and given.get("dry"):
+        from runbook.markdown import taken_back
+
+        report.line("\n".join(taken_back(list(step.plan(connections.instance, connections.observed)))))
+        raise Exit(code=errors.TO_DO)
     if given.get("undo"):
         if given.get("data"):
             _confirm(connections.instance, given, "deletes data")
@@ -215,7 +222,7 @@ def opened(given: Mapping[str, Any], command: str, folder: Path, local: Local, r
     else:
         target, instance = Target("cern"), plain
     flags = Flags(**{key: bool(given.get(key)) for key in ("force", "rotate", "data", "yes")})
-    connections = Connections(instance, target, flags, _cache())
+    connections = Connections(instance, target, flags, _cache(), report.line, report.table)
     try:
         server = connections.cluster.server
         if name == "cern" and not _same(server, instance.api):

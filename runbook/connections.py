@@ -8,6 +8,7 @@ import os
 import secrets
 import string
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ from runbook.clients.web import Portal, Web
 from runbook.errors import GuideError, WaitingForPerson
 from runbook.instance import Instance
 from runbook.observed import Observed, Question
-from runbook.plan import Credential, Object
+from runbook.plan import Credential, Object, Show
 from runbook.target import Target
 
 
@@ -68,6 +69,10 @@ class Connections:
     target: Target
     flags: Flags = field(default_factory=Flags)
     cache: Path = Path()
+    say: Callable[[str], None] = print
+    """Prints a line for the reader."""
+    show: Callable[[Show], None] = lambda _: None
+    """Prints a table for the reader."""
     _values: dict[str, Hidden] = field(default_factory=dict, repr=False)
 
     @cached_property

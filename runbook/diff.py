@@ -14,7 +14,7 @@ from enum import StrEnum
 from functools import singledispatch
 from typing import Any
 
-from runbook import admission
+from runbook import admission, pods
 from runbook.clients.cluster import Refused
 from runbook.connections import Connections
 from runbook.errors import Conflict, GuideError, Unknown, Unreachable
@@ -24,15 +24,21 @@ from runbook.plan import (
     Answers,
     Apply,
     Ask,
+    Confirm,
     Credential,
     Execute,
+    Inside,
+    Log,
     LogIn,
     Look,
     Manifest,
     Object,
+    Patch,
     Proof,
     Require,
     Scale,
+    Shell,
+    Show,
     StartBuild,
     WaitFor,
     Write,
@@ -212,6 +218,40 @@ def look(action: Look, connections: Connections) -> str:
     if status not in action.status:
         return f"{address} answers {status}"
     return "" if action.contains in text else f"{address} does not contain {action.contains!r}"
+
+
+@compare.register
+def _(action: Patch, connections: Connections, _manager: str) -> Difference:
+    wanted = action.object
+    live = connections.observed.object(wanted.kind, wanted.name, wanted.namespace)
+    if live is None:
+        return Difference(State.NEW, action.what, note=f"{wanted} is not there")
+    fields = tuple(_unlike("", live, action.fields))
+    return Difference(State.MISSING if fields else State.DONE, action.what, fields)
+
+
+def _unlike(path: str, live: Any, wanted: Any) -> Iterator[Field]:
+    """Yield the fields of a merge patch that an object does not have yet."""
+    if isinstance(wanted, dict):
+        for key, value in wanted.items():
+            inner = live.get(key) if isinstance(live, dict) else None
+            yield from _unlike(f"{path}.{key}" if path else key, inner, value)
+    elif live != wanted:
+        yield Field(path, live, wanted)
+
+
+@compare.register
+def _(action: Inside, connections: Connections, _manager: str) -> Difference:
+    if action.show or (action.input and not action.unless):
+        return Difference(State.MISSING, action.what)  # An order, not a state: there is nothing to compare.
+    note = pods.look_inside(action, connections)
+    state = State.DONE if not note else State.MISSING if action.unless else State.WAITING
+    return Difference(state, action.what, note=note)
+
+
+@compare.register
+def _(_action: Show | Log | Shell | Confirm, _connections: Connections, _manager: str) -> Difference:
+    return Difference(State.DONE, "")
 
 
 @compare.register

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from functools import singledispatch
 from typing import Any, get_args, get_origin
@@ -21,13 +22,19 @@ from runbook.plan import (
     Answers,
     Apply,
     Ask,
+    Confirm,
     Credential,
     Execute,
+    Inside,
+    Log,
     LogIn,
     Look,
+    Patch,
     Proof,
     Require,
     Scale,
+    Shell,
+    Show,
     StartBuild,
     WaitFor,
     Write,
@@ -58,6 +65,11 @@ def _parts(step: Step, instance: Instance, plan: Sequence[Action], reason: str) 
         yield "**Before it:** " + ", ".join(link(needed, step) for needed in step.needs) + "."
     if step.unconfirmed:
         yield folded("warning", "Not confirmed at CERN", step.unconfirmed, open_=True)
+    if step.undoes:
+        yield f"It is the same as `{command(step.undoes, instance, '--undo')}`."
+        yield folded("example", "What it does", "\n".join(f"- {deed}" for deed in taken_back(plan)))
+        yield folded("abstract", "Options", option_table(step, plan))
+        return
     yield folded("example", "What it does", "\n\n".join(map(shown, _marked(plan, step))))
     yield folded("abstract", "Options", option_table(step, plan))
     yield folded("note", "Undo", _undo(step, instance, plan))
@@ -112,7 +124,7 @@ def option_table(step: Step, plan: Sequence[Action]) -> str:
     own = [(f"`--{name.replace('_', '-')}`", _about(parameter), _default(parameter.default))
            for name, parameter in step.options.items()]
     shared = [(f"`{option.written}`", option.meaning, _default(option.default))
-              for option in options.options(plan) if option.name not in step.options]
+              for option in options.of(step, plan) if option.name not in step.options]
     return table(("option", "meaning", "default"), own + shared)
 
 
@@ -202,6 +214,39 @@ def _(action: Look) -> str:
 
 
 @shown.register
+def _(action: Patch) -> str:
+    return f"Sets on **{action.object}**: {action.what}.\n\n" + fence("yaml", shell.yaml_text(action.fields))
+
+
+@shown.register
+def _(action: Inside) -> str:
+    how = "Runs in a ready pod" + (", unless the first of the two succeeds" if action.unless else "")
+    late = f" It tries again for {action.retry:.0f} seconds." if action.retry else ""
+    lines = [shlex.join(command) for command in (action.unless, action.command) if command]
+    return f"{how}: {action.what}.{late}\n\n" + fence("sh", "\n".join(lines))
+
+
+@shown.register
+def _(action: Show) -> str:
+    return f"Shows a table: {', '.join(action.head)}."
+
+
+@shown.register
+def _(action: Log) -> str:
+    return f"Prints the last {action.lines} lines of the log of every pod of **Deployment {action.deployment}**."
+
+
+@shown.register
+def _(action: Shell) -> str:
+    return f"Opens `{shlex.join(action.command)}` in a ready pod of **Deployment {action.deployment}**."
+
+
+@shown.register
+def _(action: Confirm) -> str:
+    return f"Asks you: {action.question}"
+
+
+@shown.register
 def _(action: Write) -> str:
     kind = "executable file" if action.executable else "file"
     return f"Writes the {kind} `{action.path}` in your checkout.\n\n" + fence("text", action.text)
@@ -222,12 +267,17 @@ def _person(plan: Sequence[Action]) -> str:
 
 
 def _undo(step: Step, instance: Instance, plan: Sequence[Action]) -> str:
-    deeds = [deed for action in reversed(plan) for deed in _taken_back(action)]
+    deeds = taken_back(plan)
     if not deeds:
         return "It changes nothing, so there is nothing to undo."
     with_undo = any(option.name == "undo" for option in options.options(plan))
     return (fence("sh", command(step, instance, "--undo")) + "\n\n" if with_undo else "") \
-        + "\n".join(f"- {deed}" for deed in dict.fromkeys(deeds))
+        + "\n".join(f"- {deed}" for deed in deeds)
+
+
+def taken_back(plan: Sequence[Action]) -> list[str]:
+    """Return what the undo of a plan does, a sentence each."""
+    return list(dict.fromkeys(deed for action in reversed(plan) for deed in _taken_back(action)))
 
 
 def _taken_back(action: Action) -> Iterator[str]:
@@ -241,6 +291,8 @@ def _taken_back(action: Action) -> Iterator[str]:
             yield f"Not undone. {action.instead}"
         case Execute() if action.undo:
             yield f"Executes `{action.undo}`" + (", only with `--data`." if action.data else ".")
+        case Patch() if action.undo is not None:
+            yield f"Takes back on {action.object}: {action.what}."
         case Scale():
             yield f"Sets Deployment {action.deployment} to 0 pods."
         case StartBuild():

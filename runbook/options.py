@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runbook import errors
-from runbook.plan import Action, Apply, Credential, Execute, Scale, StartBuild
+from runbook.plan import Action, Apply, Credential, Execute, Patch, Scale, StartBuild
 from runbook.step import Step
 
 Applies = Callable[[Sequence[Action]], bool]
@@ -64,7 +64,8 @@ def _always(_plan: Sequence[Action]) -> bool:
 
 def _undone(plan: Sequence[Action]) -> bool:
     """A plan that only looks and waits leaves nothing to take back."""
-    return any(isinstance(action, Apply | Execute | Scale) or getattr(action, "instead", "") for action in plan)
+    return any(isinstance(action, Apply | Execute | Scale) or getattr(action, "instead", "")
+               or (isinstance(action, Patch) and action.undo is not None) for action in plan)
 
 
 OPTIONS: tuple[Option, ...] = (
@@ -90,6 +91,11 @@ OPTIONS: tuple[Option, ...] = (
 def options(plan: Sequence[Action]) -> tuple[Option, ...]:
     """Return the options of a step with this plan, in the order of the table."""
     return tuple(option for option in OPTIONS if option.applies(plan))
+
+
+def of(step: Step, plan: Sequence[Action]) -> tuple[Option, ...]:
+    """Return the options of a step; one that is another's undo has no undo and nothing to renew."""
+    return tuple(option for option in options(plan) if not (step.undoes and option.name in ("undo", "rotate", "again")))
 
 
 def outline(step: Step, instance: Any, observed: Any, **given: Any) -> list[Action]:

@@ -12,6 +12,7 @@ from runbook.errors import GuideError
 
 if TYPE_CHECKING:
     from runbook.diff import Difference, Standing
+    from runbook.plan import Show
     from runbook.run import Outcome
 
 COLOURS = {"changed": "33", "unchanged": "32", "done": "32", "failed": "31", "missing": "33", "drifted": "31",
@@ -112,6 +113,20 @@ class Report:
         self.quiet()
         if not self.as_json:
             self._print(text)
+
+    def table(self, table: Show) -> None:
+        """Show a table; as JSON one object a row."""
+        self.quiet()
+        if self.as_json:
+            for row in table.rows:
+                self._print(json.dumps(dict(zip(table.head, row, strict=True))))
+            return
+        if not table.rows:
+            self._print(table.empty)
+            return
+        widths = [max(len(cell) for cell in column) for column in zip(table.head, *table.rows, strict=True)]
+        for row in (table.head, *table.rows):
+            self._print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
     def _print(self, text: str) -> None:
         sys.stdout.write(text + "\n")

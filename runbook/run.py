@@ -11,7 +11,7 @@ from runbook.apply import Tell, carry_out, undo
 from runbook.connections import Connections, Flags
 from runbook.diff import Difference, Standing, State, compare, refusal, summed
 from runbook.errors import Conflict, GuideError, Unknown, Unmet
-from runbook.plan import MANAGED_BY, Action, Apply, Look, StartBuild, WaitFor
+from runbook.plan import MANAGED_BY, Action, Apply, Confirm, Inside, Log, Look, Shell, Show, StartBuild, WaitFor
 from runbook.step import Runbook, Step
 
 
@@ -66,8 +66,10 @@ class Run:
         if isinstance(action, WaitFor) and self.deferring:
             self.put_off.append((action, wanted.name))
             return False, None
-        if isinstance(action, Look) or (isinstance(action, StartBuild) and action.because):
+        if isinstance(action, Look | Inside) or (isinstance(action, StartBuild) and action.because):
             self.finish(tell)
+        if isinstance(action, Show | Log | Shell | Confirm):  # They change nothing, so there is nothing to compare.
+            return False, carry_out(action, Difference(State.DONE, ""), connections, wanted.manager, tell)
         difference = compare(action, connections, wanted.manager)
         if difference.state is State.DONE:
             return False, None
@@ -81,7 +83,7 @@ class Run:
         tell(difference.what.partition("\n")[0])
         result = carry_out(action, difference, connections, wanted.manager, tell)
         connections.changed()
-        if isinstance(action, (WaitFor, Look)):
+        if isinstance(action, WaitFor | Look) or (isinstance(action, Inside) and not action.unless and not action.input):
             return False, result
         detail.append(described(difference))
         return True, result
@@ -135,7 +137,7 @@ def _differences(wanted: Step, connections: Connections, options: Mapping[str, A
             difference = refusal(error)
         yield difference
         # What comes after an effect that is not there yet cannot be looked at.
-        if difference.state not in (State.DONE, State.DRIFTED, State.MISSING) and isinstance(action, (WaitFor, Look)):
+        if difference.state not in (State.DONE, State.DRIFTED, State.MISSING) and isinstance(action, WaitFor | Look | Inside):
             return
 
 

@@ -24,14 +24,20 @@ from runbook.plan import (
     Answers,
     Apply,
     Ask,
+    Confirm,
     Credential,
     Execute,
+    Inside,
+    Log,
     LogIn,
     Look,
     Manifest,
     Object,
+    Patch,
     Require,
     Scale,
+    Shell,
+    Show,
     StartBuild,
     WaitFor,
     Write,
@@ -75,7 +81,26 @@ class Setting:
 def block(step: Step, instance: Instance, observed: Observed | None = None, **options: Any) -> str:
     """Return a step as a bash script that needs nothing but `oc` (or kubectl), `psql`, `curl` and a log-in."""
     plan = outline(step, instance, observed or Observed(), **options)
+    if step.undoes:
+        return "\n".join(undone(plan, Setting(instance, step.undoes.manager))) + "\n"
     return "\n".join(script(plan, Setting(instance, step.manager))) + "\n"
+
+
+def undone(plan: Sequence[Action], setting: Setting) -> Iterator[str]:
+    """Yield the lines that take a plan back, in reverse order."""
+    for action in reversed(plan):
+        match action:
+            case Apply(part=True):
+                # An apply with no field gives back all that this manager had, and nothing of others.
+                bare = {key: action.manifest[key] for key in ("apiVersion", "kind")} | {"metadata": {"name": action.object.name}}
+                yield from commands([Apply(bare, part=True)], setting)
+            case Apply():
+                kept = "# It holds data: only when nobody needs it any more." if action.data else ""
+                yield from filter(None, [kept, f"oc delete {_name(action.object)} {setting.namespace} --ignore-not-found"])
+            case Scale():
+                yield from commands(Scale(action.deployment, 0), setting)
+            case Patch() if action.undo is not None:
+                yield from commands(Patch(action.object, action.undo, action.what), setting)
 
 
 def script(plan: Sequence[Action], setting: Setting) -> Iterator[str]:
@@ -223,6 +248,47 @@ def _(action: StartBuild, setting: Setting) -> Iterable[str]:
 @commands.register
 def _(action: Scale, setting: Setting) -> Iterable[str]:
     yield f"oc scale deployment/{action.deployment} {setting.namespace} --replicas={action.replicas}"
+
+
+@commands.register
+def _(action: Patch, setting: Setting) -> Iterable[str]:
+    yield f"# {action.what}"
+    yield (f"oc patch {_name(action.object)} {setting.namespace} --type=merge --field-manager={setting.manager} "
+           f"-p {quoted(json.dumps(action.fields))}")
+
+
+@commands.register
+def _(action: Inside, setting: Setting) -> Iterable[str]:
+    within = f"deployment/{action.deployment} {setting.namespace} -c {action.container} --"
+    yield f"# {action.what}"
+    if action.unless:
+        yield f"oc exec {within} {shlex.join(action.unless)} >/dev/null 2>&1 ||"
+    line = f"oc exec {within} {shlex.join(action.command)}"
+    if action.input:
+        line = f"printf '%s\\n' \"${shell_name(action.input)}\" | " + line.replace("oc exec", "oc exec -i", 1)
+    yield ("  " if action.unless else "") + line + (f" | grep -F {quoted(action.contains)}" if action.contains else "")
+
+
+@commands.register
+def _(action: Show, _setting: Setting) -> Iterable[str]:
+    yield f"# The guide puts this table together ({', '.join(action.head)}); no single command of oc shows it."
+
+
+@commands.register
+def _(action: Log, setting: Setting) -> Iterable[str]:
+    flags = " --follow" * action.follow + " --previous" * action.previous
+    yield f"oc logs deployment/{action.deployment} {setting.namespace} -c {action.container} --tail={action.lines}{flags}"
+
+
+@commands.register
+def _(action: Shell, setting: Setting) -> Iterable[str]:
+    yield (f"oc exec -it deployment/{action.deployment} {setting.namespace} -c {action.container} -- "
+           f"{shlex.join(action.command)}")
+
+
+@commands.register
+def _(action: Confirm, _setting: Setting) -> Iterable[str]:
+    yield f"# First answer for yourself: {action.question}"
 
 
 @commands.register

@@ -211,24 +211,41 @@ class Cluster:
         except (Refused, Unreachable):
             return ""
 
-    def execute(self, pod: str, container: str, command: Sequence[str], seconds: float = 30) -> tuple[int, str]:
-        """Run a command in a running container; return its exit code and what it printed (both streams)."""
-        # Not through CoreV1Api: the classes of every kind of the API take half a second to import.
-        from kubernetes.stream import ws_client
+    def execute(self, pod: str, container: str, command: Sequence[str], seconds: float = 30,
+                line: str = "") -> tuple[int, str]:
+        """Run a command in a running container, with a line for its standard input.
 
-        self.counted["EXEC"] += 1
-        query = [("command", list(command)), ("container", container), ("stdout", "true"), ("stderr", "true")]
-        headers = {name.lower(): value for name, value in self._headers("").items()}
+        Returns its exit code, 124 when the time was up, and what it printed on both streams.
+        """
+        session = self._session(pod, container, command, *(["stdin"] if line else []))
         try:
-            session = ws_client.websocket_call(
-                self._client.configuration, "GET", f"{self.server}{self.path(Object('Pod', pod))}/exec",
-                query_params=query, headers=headers, _preload_content=False)
+            if line:
+                session.write_stdin(line)
             session.run_forever(timeout=seconds)
             code = session.returncode  # Before anything is read: read_all forgets the channel that carries it.
             printed = session.read_all()
         except Exception as error:
             raise GuideError(f"cannot run a command in pod {pod}: {error}") from error
         return (124 if code is None else int(code)), printed
+
+    def terminal(self, pod: str, container: str, command: Sequence[str]) -> Any:
+        """Return a session of a command that has a terminal of its own."""
+        return self._session(pod, container, command, "stdin", "tty")
+
+    def _session(self, pod: str, container: str, command: Sequence[str], *streams: str) -> Any:
+        # Not through CoreV1Api: the classes of every kind of the API take half a second to import.
+        from kubernetes.stream import ws_client
+
+        self.counted["EXEC"] += 1
+        query = [("command", list(command)), ("container", container),
+                 *((stream, "true") for stream in ("stdout", "stderr", *streams))]
+        headers = {name.lower(): value for name, value in self._headers("").items()}
+        try:
+            return ws_client.websocket_call(
+                self._client.configuration, "GET", f"{self.server}{self.path(Object('Pod', pod))}/exec",
+                query_params=query, headers=headers, _preload_content=False)
+        except Exception as error:
+            raise GuideError(f"cannot run a command in pod {pod}: {error}") from error
 
     def _events(self, wanted: Object, field: str, version: str, deadline: float) -> Iterator[Manifest]:
         """Yield the events of one watch request; it ends after at most 50 s or at the deadline."""

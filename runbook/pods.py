@@ -1,0 +1,148 @@
+"""The pods of a Deployment: which are the newest, which is ready, why one cannot start, and a look inside."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from runbook.errors import GuideError, WrongUse
+from runbook.plan import Inside, Log, Manifest, Object, Shell
+
+if TYPE_CHECKING:
+    from runbook.connections import Connections
+
+HOPELESS = {"CrashLoopBackOff", "CreateContainerConfigError", "ErrImagePull", "ImagePullBackOff", "InvalidImageName"}
+
+
+def newest(connections: Connections, deployment: str) -> list[Manifest]:
+    """Return the pods of a Deployment's newest ReplicaSet."""
+    cluster = connections.cluster
+    sets = [s for s in cluster.list("ReplicaSet")
+            if any(o["kind"] == "Deployment" and o["name"] == deployment for o in s["metadata"].get("ownerReferences", []))]
+    if not sets:
+        return []
+    newest = max(sets, key=lambda s: int(s["metadata"].get("annotations", {}).get("deployment.kubernetes.io/revision", 0)))
+    return [p for p in cluster.list("Pod")
+            if any(o["name"] == newest["metadata"]["name"] for o in p["metadata"].get("ownerReferences", []))]
+
+
+def hopeless(connections: Connections, deployment: str) -> str:
+    """Return why a Deployment's newest pod cannot start, else ""."""
+    for pod in newest(connections, deployment):
+        for status in pod.get("status", {}).get("containerStatuses", []):
+            waiting = status.get("state", {}).get("waiting", {})
+            if waiting.get("reason") in HOPELESS and (status.get("restartCount", 0) > 1 or "Config" in waiting["reason"]):
+                return f"pod {pod['metadata']['name']}: {waiting['reason']}: {waiting.get('message', '')}".rstrip(": ")
+    return ""
+
+
+def ready(connections: Connections, deployment: str, container: str) -> str:
+    """Return the name of a pod of the newest ReplicaSet whose container is ready, "" when there is none."""
+    return next((pod["metadata"]["name"] for pod in newest(connections, deployment)
+                 if "deletionTimestamp" not in pod["metadata"]
+                 and any(c["name"] == container and c["ready"] for c in pod.get("status", {}).get("containerStatuses", []))), "")
+
+
+def _required(connections: Connections, deployment: str, container: str) -> str:
+    pod = ready(connections, deployment, container)
+    if not pod:
+        raise GuideError(f"no pod of {deployment} is ready", "`invoke guide.status` says what is missing")
+    return pod
+
+
+def look_inside(action: Inside, connections: Connections) -> str:
+    """Run the looking command of a value; return "" when it succeeds and shows what it should, else what is seen."""
+    command = action.unless or action.command
+    pod = ready(connections, action.deployment, action.container)
+    if not pod:
+        return f"no pod of {action.deployment} is ready"
+    code, said = connections.cluster.execute(pod, action.container, command, action.seconds)
+    if code == 124:
+        return f"{action.what}: no answer within {action.seconds:g} s"
+    if code:
+        return f"{action.what}: {last_line(said) or f'exit status {code}'}"
+    contains = "" if action.unless else action.contains
+    return "" if contains in said else f"{action.what}: it does not say {contains!r}"
+
+
+def run_inside(action: Inside, connections: Connections) -> str:
+    """Run the command of a value and return what it printed. Raises GuideError when it fails."""
+    pod = _required(connections, action.deployment, action.container)
+    line = connections.resolve(action.input).reveal() + "\n" if action.input else ""
+    code, said = connections.cluster.execute(pod, action.container, action.command, action.seconds, line)
+    if code:
+        raise GuideError(f"{action.what}: {last_line(said) or f'exit status {code}'}",
+                         f"pod {pod} printed the reason; `invoke app.logs` shows the app's own log")
+    return said
+
+
+def last_line(text: str) -> str:
+    """Return the last line that says something: of a traceback, the error."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+
+
+def print_log(action: Log, connections: Connections) -> None:
+    """Print the log of the newest pods, each line after its pod's name when there is more than one."""
+    pods = [pod["metadata"]["name"] for pod in newest(connections, action.deployment)]
+    if not pods:
+        raise GuideError(f"{action.deployment} has no pod", "`invoke guide.status` says what is missing")
+    query = {"container": action.container, "tailLines": str(action.lines)}
+    query |= {"previous": "true"} if action.previous else {}
+    if action.follow:
+        pods, query = pods[:1], query | {"follow": "true"}
+    for pod in pods:
+        path = connections.cluster.path(Object("Pod", pod)) + "/log"
+        # A day: somebody who follows a log ends it with Ctrl-C.
+        for line in connections.cluster.stream(path, 86400, **query):
+            connections.say(f"{pod}  {line}" if len(pods) > 1 else line)
+
+
+def open_shell(action: Shell, connections: Connections) -> None:
+    """Open a terminal in a ready pod and join it with the reader's own until it ends. Raises WrongUse without one."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise WrongUse("a shell needs a terminal", "run it in a terminal")
+    pod = _required(connections, action.deployment, action.container)
+    connections.say(f"pod {pod}; `exit` leaves it")
+    session = connections.cluster.terminal(pod, action.container, action.command)
+    join(session)
+
+
+def join(session: object) -> None:
+    """Pass keys and screen between this terminal and a session until it ends; the terminal is left as it was."""
+    import select
+    import shutil
+    import termios
+    import tty
+    from typing import Any, cast
+
+    remote = cast("Any", session)
+    keyboard = sys.stdin.fileno()
+    before, size = termios.tcgetattr(keyboard), (0, 0)
+    try:
+        tty.setraw(keyboard)
+        while remote.is_open():
+            now = shutil.get_terminal_size()
+            if now != size:
+                size = now
+                remote.write_channel(4, f'{{"Width": {size.columns}, "Height": {size.lines}}}')
+            remote.update(timeout=0)
+            for channel in (1, 2):
+                if text := remote.read_channel(channel):
+                    os.write(sys.stdout.fileno(), text.encode())
+            readable, _, _ = select.select([keyboard, remote.sock.sock], [], [], 1)
+            if keyboard in readable:
+                remote.write_stdin(os.read(keyboard, 4096).decode(errors="ignore"))
+    finally:
+        termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
+
+
+def wait_inside(action: Inside, connections: Connections) -> str:
+    """Look again and again until the look succeeds or its time is up; return what was seen last, "" when it succeeded."""
+    deadline = time.monotonic() + action.retry
+    while True:
+        note = look_inside(action, connections)
+        if not note or time.monotonic() > deadline:
+            return note
+        time.sleep(1)
