@@ -162,7 +162,7 @@ PLATFORM = frozenset({"HOME", "HOSTNAME", "PATH", "PWD", "LANG", "PORT", "APP_RO
     otherwise=(
         ("`CreateContainerConfigError`", ("A Secret or a key that the environment refers to is gone: the pod's events "
                                           "name it, and `guide.status` the step that makes it.")),
-        ("`UndefinedValueError: X not found` in the pod's log", ("The app needs X: run `environment.check`, "
+        ("`UndefinedValueError: … not found` in the pod's log", ("The app needs the variable: run `environment.check`, "
                                                                  "which names file and line.")),
         ("`DisallowedHost`, or 400 in the browser", "`host` in the instance file is not the name that you visited."),
         ("`Invalid setup target`", "`ENVIRONMENT` is neither production nor development: take it out."),
@@ -188,7 +188,7 @@ def set(instance: Instance, observed: Observed) -> Plan:  # noqa: A001
     needs=(set,),
     see="Every variable that the app reads without a default is set.",
     otherwise=(
-        ("`X is read in FILE:LINE, and nothing sets it`",
+        ("`… is read in …, and nothing sets it`",
          ("Put it below [environment] of the instance file, or below [secrets] when it is secret, "
           "and run `environment.set`.")),
         ("`SSO_CLIENT_ID is needed by runregistry`",

@@ -30,9 +30,11 @@ if TYPE_CHECKING:
 Local = Callable[[Callable[[str], None]], Target]
 """Gives the local target, starting the stack when none runs; told what to do with its progress."""
 
-GUIDE = {"build": "", "target": "", "to": "", "force": False, "data": False, "yes": False, "json": False, "debug": False}
+GUIDE = {"build": "", "target": "", "to": "", "text": "", "force": False, "data": False, "yes": False, "json": False,
+         "debug": False}
 """The options of the guide's own tasks and their defaults."""
-HELP = {"to": "The last step to do; those that it needs are done before."}
+HELP = {"to": "The last step to do; those that it needs are done before.",
+        "text": "A message that you saw, to be looked up; - reads it from standard input."}
 
 
 def namespace(runbook: Runbook, folder: Path, local: Local) -> Collection:
@@ -41,7 +43,8 @@ def namespace(runbook: Runbook, folder: Path, local: Local) -> Collection:
     guide = Collection("guide")
     guide.__doc__ = "The whole guide."
     for name, allowed in (("run", "build target to force yes json debug"), ("plan", "build target to json debug"),
-                          ("status", "build target json debug"), ("undo", "build target data yes json debug")):
+                          ("status", "build target json debug"), ("undo", "build target data yes json debug"),
+                          ("doctor", "build target text json debug")):
         guide.add_task(_guide_task(name, allowed.split(), runbook, folder, local))
     root.add_collection(guide)
     specimen = _specimen(folder)
@@ -120,13 +123,18 @@ def _run_step(step: Step, connections: Connections, given: Mapping[str, Any], ow
 
 
 def _guide_task(name: str, allowed: list[str], runbook: Runbook, folder: Path, local: Local) -> Task:
-    bodies = {"run": _guide_run, "plan": _guide_plan, "status": _guide_status, "undo": _guide_undo}
+    bodies = {"run": _guide_run, "plan": _guide_plan, "status": _guide_status, "undo": _guide_undo, "doctor": _guide_doctor}
     docs = {"run": "Run every step of the guide in order.", "plan": "Show what every step would change.",
-            "status": "Show how every step stands.", "undo": "Take every step back, in reverse order."}
+            "status": "Show how every step stands.", "undo": "Take every step back, in reverse order.",
+            "doctor": "Say what is wrong, why, and which command helps."}
 
     def body(_context: Context, **given: Any) -> None:
-        with reporting(given) as report, opened(given, f"guide.{name}", folder, local, report) as connections:
-            bodies[name](runbook, connections, given, report)
+        with reporting(given) as report:
+            if given.get("text"):
+                _look_up(runbook, given, report)
+                return
+            with opened(given, f"guide.{name}", folder, local, report) as connections:
+                bodies[name](runbook, connections, given, report)
 
     meanings = HELP | {option.name: option.meaning for option in options.OPTIONS}
     return _task(body, name, f"{docs[name]}\n\nExample: invoke guide.{name} --build=dev",
@@ -181,6 +189,36 @@ def _guide_undo(runbook: Runbook, connections: Connections, given: Mapping[str, 
     for step in reversed(runbook.standing):
         report.begin(step.name)
         report.outcome(_noted(take_back(step, connections), connections))
+
+
+def _guide_doctor(runbook: Runbook, connections: Connections, _given: Mapping[str, Any], report: Report) -> None:
+    from runbook import doctor
+
+    ill = [standing for standing in doctor.looked_at(runbook, connections) if standing.state not in ("done", "not wanted")]
+    for standing in ill:
+        report.standing(standing, full=True)
+    evidence = [doctor.Evidence(standing.name, f"{difference.what} {difference.note}")
+                for standing in ill for difference in standing.differences if difference.state != "done"]
+    found = doctor.diagnoses(runbook, [*doctor.evidence(connections), *evidence])
+    for one in found:
+        report.diagnosis(one.symptom, connections.instance, one.evidence.origin)
+    if not ill and not found:
+        report.line("nothing is wrong that the guide knows of")
+    raise Exit(code=errors.TO_DO if ill or found else errors.DONE)
+
+
+def _look_up(runbook: Runbook, given: Mapping[str, Any], report: Report) -> None:
+    """Look a message up; no instance and no connection is needed for that."""
+    from runbook.doctor import recognized
+
+    text = sys.stdin.read() if given["text"] == "-" else given["text"]
+    found = recognized(runbook, text)
+    if not found:
+        raise GuideError("the guide knows no such message",
+                         "`invoke guide.doctor --build=NAME` looks at the instance itself; the page "
+                         "`When something is wrong` can be searched by a single word")
+    for symptom in found[:3]:
+        report.diagnosis(symptom, None)
 
 
 def _noted(outcome: Any, connections: Connections) -> Any:

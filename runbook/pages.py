@@ -158,9 +158,11 @@ def unconfirmed(runbook: Runbook) -> str:
 
 
 def troubleshooting(runbook: Runbook) -> str:
-    """Return every symptom of every step, with its cure."""
-    return table(("you see", "do this", "step"),
-                 ((symptom, cure, link(step)) for step in runbook.steps for symptom, cure in step.otherwise))
+    """Return every symptom that the guide knows; `guide.doctor` reads the same."""
+    named = {"build": "dev", "project": "PROJECT", "api": "https://api.paas.okd.cern.ch"}
+    return table(("you see", "why, and what to do", "command", "step"),
+                 ((one.seen, one.cause, f"`{one.command.format(**named)}`", link(one.step) if one.step else "")
+                  for one in runbook.symptoms))
 
 
 def variable_table(variables: Any) -> str:

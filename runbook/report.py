@@ -12,8 +12,10 @@ from runbook.errors import GuideError
 
 if TYPE_CHECKING:
     from runbook.diff import Difference, Standing
+    from runbook.instance import Instance
     from runbook.plan import Show
     from runbook.run import Outcome
+    from runbook.step import Symptom
 
 COLOURS = {"changed": "33", "unchanged": "32", "done": "32", "failed": "31", "missing": "33", "drifted": "31",
            "waiting": "36", "unknown": "35", "new": "33", "orphan": "35"}
@@ -113,6 +115,18 @@ class Report:
         self.quiet()
         if not self.as_json:
             self._print(text)
+
+    def diagnosis(self, symptom: Symptom, instance: Instance | None, origin: str = "") -> None:
+        """Say what a symptom means and which command helps; without an instance its name stands as NAME."""
+        names = {"build": instance.name, "project": instance.project, "api": instance.api} if instance else \
+            {"build": "NAME", "project": "PROJECT", "api": "https://api.paas.okd.cern.ch"}
+        command = symptom.command.format(**names)
+        self.quiet()
+        if self.as_json:
+            self._print(json.dumps({"symptom": symptom.seen, "cause": symptom.cause, "command": command, "origin": origin}))
+            return
+        seen = f"{origin}: {symptom.seen}" if origin else symptom.seen
+        self._print(f"{seen}\n  {symptom.cause}\n  next: {command}")
 
     def table(self, table: Show) -> None:
         """Show a table; as JSON one object a row."""

@@ -94,11 +94,8 @@ class Run:
 
 def known_cure(wanted: Step, found: str) -> str:
     """Return the cure that the step's page gives for a symptom whose quoted words stand in the message, else ""."""
-    for symptom, cure in wanted.otherwise:
-        quotes = [part.strip("… ") for part in symptom.split("`")[1::2]]
-        if any(quote and quote in found for quote in quotes):
-            return cure.replace("`", "")
-    return ""
+    best = max(wanted.symptoms, key=lambda symptom: symptom.matched(found), default=None)
+    return best.cause.replace("`", "") if best and best.matched(found) else ""
 
 
 def described(difference: Difference) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -66,6 +67,11 @@ class Step:
         return {name: p for name, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY}
 
     @property
+    def symptoms(self) -> tuple[Symptom, ...]:
+        """What may be seen instead of what should be."""
+        return tuple(Symptom(seen, cause, f"invoke {self.name} --build={{build}}", self) for seen, cause in self.otherwise)
+
+    @property
     def source(self) -> tuple[str, int]:
         """File and line of the function, for the edit link and for failing tests."""
         return inspect.getsourcefile(self.function) or "", inspect.getsourcelines(self.function)[1]
@@ -83,11 +89,39 @@ def step(*, needs: Sequence[Step] = (), operation: bool = False, person: bool = 
                                  tuple(otherwise), undoes)
 
 
-class Runbook:
-    """All procedures in order."""
+@dataclass(frozen=True)
+class Symptom:
+    """Something that a reader may see, why, and what to do about it."""
 
-    def __init__(self, procedures: Sequence[ModuleType]) -> None:
+    seen: str
+    """In the reader's words; what stands in backticks is the message's own, and `…` in it stands for anything."""
+    cause: str
+    """Why, and what to do: one to three sentences."""
+    command: str
+    """The command that helps; {build}, {project} and {api} are those of the instance."""
+    step: Step | None = None
+
+    def matched(self, text: str) -> int:
+        """Return how many characters of a message are this symptom's own words; 0 when it is another."""
+        return max((len(quote.replace("…", "")) for quote in self.seen.split("`")[1::2] if len(quote) >= SHORTEST
+                    and re.search(".*?".join(map(re.escape, quote.split("…"))), text, re.DOTALL)), default=0)
+
+
+SHORTEST = 5
+"""Characters that a quotation needs to be told from a coincidence: `400` stands in many messages."""
+
+
+class Runbook:
+    """All procedures in order; `symptoms` are those that belong to no single step."""
+
+    def __init__(self, procedures: Sequence[ModuleType], symptoms: Sequence[Symptom] = ()) -> None:
         self.procedures = tuple(procedures)
+        self._symptoms = tuple(symptoms)
+
+    @property
+    def symptoms(self) -> tuple[Symptom, ...]:
+        """Every symptom that the guide knows, step by step, and then the others."""
+        return (*(found for step in self.steps for found in step.symptoms), *self._symptoms)
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
