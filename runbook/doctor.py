@@ -56,7 +56,7 @@ def looked_at(runbook: Runbook, connections: Connections) -> list[Standing]:
 
 
 def _only_looks(step: Step, connections: Connections) -> bool:
-    if step.undoes or any(option.default is option.empty for option in step.options.values()):
+    if step.undoes or step.options:  # An operation with options of its own needs somebody who chooses.
         return False
     if not step.wanted(connections.instance):
         return False

@@ -34,6 +34,9 @@ class Guide:
         done = subprocess.run([sys.executable, "-m", "runbook", *words], env=self.environment | environment, cwd="/",
                               capture_output=True, text=True, timeout=600, check=False, stdin=subprocess.DEVNULL)
         assert code is None or done.returncode == code, f"{' '.join(words)} ended with {done.returncode}\n{done.stdout}{done.stderr}"
+        assert "Traceback" not in done.stderr, done.stderr
+        # Whatever a test provokes, the reader is told what to do next.
+        assert done.returncode not in {1, 75} or "\n  next: " in done.stderr, done.stderr
         return done
 
     def outcomes(self, *words: str, code: int | None = 0) -> dict[str, dict[str, Any]]:

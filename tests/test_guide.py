@@ -67,6 +67,13 @@ def test_status_and_plan_say_that_nothing_is_to_do(deployed: Guide) -> None:
     assert {s["state"] for s in deployed.outcomes("guide.plan", "--build=dev").values()} == {"done"}
 
 
+def test_the_doctor_finds_nothing_wrong_with_what_is_well_and_looks_up_what_is_pasted(deployed: Guide) -> None:
+    assert deployed("guide.doctor", "--build=dev").stdout.splitlines()[1:] == ["nothing is wrong that the guide knows of"]
+    found = deployed("guide.doctor", '--text=FATAL: no pg_hba.conf entry for host "::1", user "a", database "b", no encryption')
+    assert "invoke database.access --build=NAME" in found.stdout
+    assert "the guide knows no such message" in deployed("guide.doctor", "--text=the kettle boils", code=1).stderr
+
+
 def changed_by_hand(guide: Guide, kind: str, patch: dict[str, Any], content: str) -> None:
     instance = guide.instance("dev")
     guide.stack.member.patch(kind, instance.app, patch, instance.project, manager="kubectl-edit", content=content)
@@ -163,6 +170,9 @@ def test_a_missing_variable_crash_loops_and_the_error_names_it(deployed: Guide) 
     assert done.returncode == 1, done.stdout + done.stderr
     for word in ("OMS_CLIENT_ID", "environment.set", "docs/environment.md", "last lines of pod", "CrashLoopBackOff"):
         assert word in done.stderr, done.stderr
+    ill = [json.loads(line) for line in deployed("guide.doctor", "--build=dev", "--json", code=3).stdout.splitlines()]
+    named = next(found for found in ill if "UndefinedValueError" in found.get("symptom", ""))
+    assert (named["origin"].startswith("log of pod"), named["command"]) == (True, "invoke environment.set --build=dev")
     # The old pod serves on until the guide repairs it.
     assert deployed.web().request("GET", f"{deployed.instance('dev').url}/")[0] == 200
     deployed("guide.run", "--build=dev")
