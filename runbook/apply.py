@@ -167,7 +167,7 @@ def _(action: StartBuild, _difference: Difference, connections: Connections, _ma
     config = cluster.path(Object("BuildConfig", action.config))
     running = [b for b in cluster.list("Build", f"buildconfig={action.config}") if _built(b)]
     request = {"apiVersion": "build.openshift.io/v1", "kind": "BuildRequest", "metadata": {"name": action.config},
-               "triggeredBy": [{"message": f"guide: {action.because}"}]}
+               "triggeredBy": [{"message": f"{connections.observed.user()}, by the guide: {action.because}"}]}
     # A build that an interrupted run left behind is followed, not doubled; if it was an older commit, the next run sees that.
     made = running[-1] if running else cluster.request("POST", f"{config}/instantiate", request)
     name: str = made["metadata"]["name"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import datetime as dt
 import getpass
 import os
 import secrets
@@ -19,7 +20,7 @@ from runbook.clients.database import PasswordFile, Server
 from runbook.clients.git import Git
 from runbook.clients.web import Portal, Web
 from runbook.errors import GuideError, WaitingForPerson
-from runbook.instance import Instance
+from runbook.instance import Instance, find, load
 from runbook.observed import Observed, Question
 from runbook.plan import Credential, Object, Show
 from runbook.target import Target
@@ -187,10 +188,21 @@ class Connections:
             if question.name.startswith("*"):
                 return self.cluster.list(question.kind, question.name[1:])
             return self.cluster.get(question)
-        if question == "source":
-            source = self.instance.source
-            return self.git.remote(source.repository, source.branch, source.folder)
-        return self.git.checkout(Path(question.partition(":")[2]))
+        word, _, about = question.partition(":")
+        source = self.instance.source
+        match word:
+            case "source" if about:
+                return self.git.at(source.repository, about, source.folder)
+            case "source":
+                return self.git.remote(source.repository, source.branch, source.folder)
+            case "instance":
+                path = find(self.instance.path.parent, about)
+                return load(path, self.target.name, self.target.facts)
+            case "user":
+                return self.cluster.user()
+            case "now":
+                return dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M UTC")
+        return self.git.checkout(Path(about))
 
 
 def _from_environment(wanted: Credential) -> Hidden | None:

@@ -93,6 +93,19 @@ class Deploy:
                         default="/static/home/css/style.css")
     websocket: str = about("Websocket path that echoes; empty when there is none to try.", default="")
     proof: str = about("A page that proves the database works; empty for the home page.", default="/")
+    image: str = about("Where the image comes from: `build` builds the branch; `promote:NAME` takes the image that the "
+                       "instance NAME runs.", default="build")
+    when: str = about("When an app that runs may be replaced; whoever deploys is asked about it.", default="")
+    ask: str = about("Who must be asked before; whoever deploys is asked whether that was done.", default="")
+    backup: bool = about("Whether the database is dumped before an app that runs is replaced.", default=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Builds that start by the clock."""
+
+    cron: str = about("When, as `minute hour day month weekday`; empty for never.", default="")
+    zone: str = about("The time zone of `cron`.", default="Europe/Zurich")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +124,7 @@ class Instance:
     redis: Redis = about("The Redis server.", default=Redis())
     sso: SignOn = about("The single sign-on.")
     deploy: Deploy = about("How the app runs.", default=Deploy())
+    schedule: Schedule = about("Builds that start by the clock.", default=Schedule())
     environment: Mapping[str, str] = about("Further variables of the app, none of them secret.", default={})
     secrets: Mapping[str, str] = about("Further secret variables: the name and what it is; the guide asks for the value.",
                                        default={})
@@ -161,6 +175,8 @@ def load(path: Path, target: str = "cern", facts: Mapping[str, Any] | None = Non
         reader.local = True
         table = _merged(table, _filled(local, facts or {}, reader))
     made: Instance = reader.build(Instance, table, "")
+    if not re.fullmatch(r"build|promote:[\w-]+", made.deploy.image):
+        raise reader.wrong("deploy.image", f"must be 'build' or 'promote:NAME', found {made.deploy.image!r}")
     port = int((facts or {}).get("https_port", 0)) if target == "local" else 0
     return dataclasses.replace(made, name=path.stem, path=path, at=target, port=port)
 

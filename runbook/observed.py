@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from runbook.instance import Instance
 from runbook.plan import Manifest, Object
 
 
@@ -34,7 +35,7 @@ class Source:
 
 
 Question = Object | str
-"""An object of the cluster, `source` (the remote branch), or the path of a checkout as `checkout:PATH`."""
+"""An object of the cluster; else a word and what it is asked about, such as `source` (the remote branch) or `checkout:PATH`."""
 
 
 class Observed:
@@ -56,10 +57,23 @@ class Observed:
         """Return the project's objects of a kind that carry the labels."""
         return self._ask(Object(kind, "*" + selector)) or []
 
-    def source(self) -> Source | None:
-        """Return the app's repository on the instance's branch, None when nothing is known of it."""
-        found: Source | None = self._ask("source")
+    def source(self, commit: str = "") -> Source | None:
+        """Return the app's repository on the instance's branch, or at a commit, None when nothing is known of it."""
+        found: Source | None = self._ask(f"source:{commit}" if commit else "source")
         return found
+
+    def instance(self, build: str) -> Instance | None:
+        """Return another instance, by the name of its file beside this one's, at the same target."""
+        found: Instance | None = self._ask(f"instance:{build}")
+        return found
+
+    def user(self) -> str:
+        """Return who is logged in to the cluster, "" when nobody is known."""
+        return self._ask("user") or ""
+
+    def now(self) -> str:
+        """Return the time of day in UTC, to the minute; "" while a page is being made."""
+        return self._ask("now") or ""
 
     def checkout(self, path: str) -> Source | None:
         """Return the reader's checkout."""

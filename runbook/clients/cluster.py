@@ -20,6 +20,7 @@ from runbook.plan import Condition, Manifest, Object
 KINDS = {
     "Namespace": "api/v1", "Secret": "api/v1", "ConfigMap": "api/v1", "Service": "api/v1", "Pod": "api/v1",
     "PersistentVolumeClaim": "api/v1", "Event": "api/v1", "ServiceAccount": "api/v1",
+    "ResourceQuota": "api/v1",
     "Deployment": "apis/apps/v1", "ReplicaSet": "apis/apps/v1", "CronJob": "apis/batch/v1", "Job": "apis/batch/v1",
     "Role": "apis/rbac.authorization.k8s.io/v1", "RoleBinding": "apis/rbac.authorization.k8s.io/v1",
     "BuildConfig": "apis/build.openshift.io/v1", "Build": "apis/build.openshift.io/v1",
@@ -147,6 +148,12 @@ class Cluster:
         except Refused as error:
             if error.status != 404:
                 raise
+
+    def user(self) -> str:
+        """Return who is logged in, as the server knows him."""
+        review = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
+        return str(self.request("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", review)
+                   ["status"]["userInfo"]["username"])
 
     def watch(self, wanted: Object, seconds: float) -> Iterator[Manifest | None]:
         """Yield the object as it is and after every change, until the time is up; survives lost connections."""

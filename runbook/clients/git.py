@@ -10,7 +10,7 @@ import io
 import os
 import subprocess
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from runbook.errors import WrongUse
@@ -29,17 +29,27 @@ class Git:
 
     def remote(self, url: str, branch: str, folder: str) -> Source:
         """Return the newest commit of a branch with its files; `error` says why it cannot be read."""
-        try:
+        def newest() -> Source:
             listed = self._run("ls-remote", url, f"refs/heads/{branch}")
-            if not listed:
-                return Source("", error=f"{url} has no branch {branch!r}")
-            commit = listed.split()[0]
-            store = self._cache / "git" / hashlib.sha256(url.encode()).hexdigest()[:16]
-            if not self._has(store, commit):
-                store.parent.mkdir(parents=True, exist_ok=True)
-                self._run("init", "--quiet", "--bare", str(store))
-                self._run("-C", str(store), "fetch", "--quiet", "--depth=1", url, commit)
-            return Source(commit, self._files(store, commit, folder))
+            return self._at(url, listed.split()[0], folder) if listed else Source("", error=f"{url} has no branch {branch!r}")
+
+        return self._read(url, newest)
+
+    def at(self, url: str, commit: str, folder: str) -> Source:
+        """Return a commit with its files, which a server gives also when no branch names it; `error` as above."""
+        return self._read(url, lambda: self._at(url, commit, folder))
+
+    def _at(self, url: str, commit: str, folder: str) -> Source:
+        store = self._cache / "git" / hashlib.sha256(url.encode()).hexdigest()[:16]
+        if not self._has(store, commit):
+            store.parent.mkdir(parents=True, exist_ok=True)
+            self._run("init", "--quiet", "--bare", str(store))
+            self._run("-C", str(store), "fetch", "--quiet", "--depth=1", url, commit)
+        return Source(commit, self._files(store, commit, folder))
+
+    def _read(self, url: str, read: Callable[[], Source]) -> Source:
+        try:
+            return read()
         except subprocess.TimeoutExpired:
             return Source("", error=f"{url} does not answer within a minute")
         except subprocess.CalledProcessError as error:
