@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import inspect
 import re
+import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -60,6 +61,7 @@ def fences(runbook: Runbook, instance: Instance, stack: Path, tasks: Any = None)
         "differs": lambda _, __: differs(stack),
         "unconfirmed": lambda _, __: unconfirmed(runbook),
         "troubleshooting": lambda _, __: troubleshooting(runbook),
+        "faults": lambda name, __: faults(runbook, stack.parent / "docs" / name, stack.parent / "tests"),
     }
 
 
@@ -163,6 +165,31 @@ def troubleshooting(runbook: Runbook) -> str:
     return table(("you see", "why, and what to do", "command", "step"),
                  ((one.seen, one.cause, f"`{one.command.format(**named)}`", link(one.step) if one.step else "")
                   for one in runbook.symptoms))
+
+
+def faults(runbook: Runbook, listed: Path, tests: Path) -> str:
+    """Return the former guide's faults: what it said, what is done now, in which step, and which tests prove it."""
+    proofs = proved_faults(tests)
+    rows = []
+    for fault in tomllib.loads(listed.read_text(encoding="utf-8"))["fault"]:
+        steps = ", ".join(link(runbook.find(name)) for name in fault["steps"])
+        proof = "<br>".join(f"`{name}`" for name in proofs.get(fault["number"], []))
+        rows.append((str(fault["number"]), fault["former"], fault["now"], steps, proof))
+    return table(("", "the former guide", "this guide", "step", "proved by"), rows)
+
+
+def proved_faults(tests: Path) -> dict[int, list[str]]:
+    """Return the tests that carry the mark `fault(N, …)`, by number; nothing is imported."""
+    found: dict[int, list[str]] = {}
+    for path in sorted(tests.rglob("test_*.py")):
+        functions = (node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef))
+        for function in functions:
+            for mark in function.decorator_list:
+                if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.fault":
+                    for argument in mark.args:
+                        name = f"{path.relative_to(tests).as_posix()}: {function.name}"
+                        found.setdefault(ast.literal_eval(argument), []).append(name)
+    return found
 
 
 def variable_table(variables: Any) -> str:

@@ -99,6 +99,7 @@ def commands(text):
             yield name, options.split()
 
 
+@pytest.mark.fault(13)
 def test_every_command_on_any_page_is_a_task_with_these_options(expanded):
     tasks = {name: ns[name] for name in ns.task_names}
     shown = 0

@@ -33,6 +33,7 @@ def deployed(guide: Guide) -> Guide:
     return guide
 
 
+@pytest.mark.fault(7, 8, 35)
 def test_the_app_answers_over_https_with_its_data_in_postgresql_over_tls(deployed: Guide) -> None:
     instance = deployed.instance("dev")
     status, text = deployed.web().request("GET", f"{instance.url}/")
@@ -44,6 +45,7 @@ def test_the_app_answers_over_https_with_its_data_in_postgresql_over_tls(deploye
     assert tables[0][0] > 5
 
 
+@pytest.mark.fault(36)
 def test_the_websocket_echoes_through_redis(deployed: Guide) -> None:
     instance = deployed.instance("dev")
     answer = deployed.web().echo(f"{instance.url}{instance.deploy.websocket}", "canary-4711")
@@ -164,6 +166,7 @@ main()
 """
 
 
+@pytest.mark.fault(1, 35)
 def test_a_missing_variable_crash_loops_and_the_error_names_it(deployed: Guide) -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT], env=deployed.environment, capture_output=True, text=True,
                           timeout=300, check=False, stdin=subprocess.DEVNULL)
@@ -179,6 +182,7 @@ def test_a_missing_variable_crash_loops_and_the_error_names_it(deployed: Guide) 
     assert {s["state"] for s in deployed.outcomes("guide.status", "--build=dev").values()} == {"done"}
 
 
+@pytest.mark.fault(25)
 def test_rotated_password_works_and_the_former_does_not(deployed: Guide) -> None:
     instance = deployed.instance("dev")
     name = f"{instance.app}-database"
@@ -190,6 +194,7 @@ def test_rotated_password_works_and_the_former_does_not(deployed: Guide) -> None
     assert json.loads(deployed.web().request("GET", f"{instance.url}/database/")[1])["engine"] == "postgresql"
 
 
+@pytest.mark.fault(9, 10, 22, 25, 29)
 def test_no_secret_leaves_its_place(deployed: Guide) -> None:
     """Every value of every Secret is a canary: none is in a log, the journal, an image, or what commands print."""
     import base64

@@ -24,6 +24,7 @@ def known(instance, *, deployment=None, tagged=""):
             Object("ImageStream", instance.app): {"status": {"tags": [{"tag": "latest", "items": items}]}}}
 
 
+@pytest.mark.fault(13)
 def test_the_objects_of_an_app(plan, instance, named):
     values = plan(app.create, instance)
     assert [v.manifest["kind"] for v in values if hasattr(v, "manifest")] == [
@@ -44,6 +45,7 @@ def test_everything_carries_the_group(plan, instance):
             assert value.manifest["metadata"]["labels"]["app.kubernetes.io/part-of"] == "certhelper"
 
 
+@pytest.mark.fault(36)
 def test_the_route_redirects_and_leaves_the_visitors_to_another_step(plan, instance, named):
     route = named(plan(app.create, instance), "Route")
     assert route["spec"]["host"] == "dev-certhelper.web.cern.ch"
@@ -61,6 +63,7 @@ def test_service_and_route_and_pod_agree(plan, instance, named):
     assert pod["spec"]["containers"][0]["ports"][0]["containerPort"] == service["spec"]["ports"][0]["targetPort"]
 
 
+@pytest.mark.fault(37)
 def test_the_probe_comes_with_a_host_that_django_knows(plan, instance, named):
     (container,) = named(plan(app.create, instance), "Deployment")["spec"]["template"]["spec"]["containers"]
     assert container["readinessProbe"]["httpGet"]["httpHeaders"] == [{"name": "Host", "value": "127.0.0.1"}]
@@ -76,6 +79,7 @@ def test_the_trigger_names_the_container(plan, instance, named):
     assert trigger["fieldPath"] == f'spec.template.spec.containers[?(@.name=="{name}")].image'
 
 
+@pytest.mark.fault(8)
 def test_no_pod_before_the_first_build(plan, instance, named):
     deployment = named(plan(app.create, instance, known(instance)), "Deployment")
     assert deployment["spec"]["replicas"] == 0
@@ -100,6 +104,7 @@ def test_the_same_image_by_another_name_is_no_difference(plan, instance, named):
     assert named(plan(app.create, instance, found), "Deployment")["spec"]["template"]["spec"]["containers"][0]["image"] == other
 
 
+@pytest.mark.fault(12)
 def test_a_builder_image_that_is_gone_is_refused_with_those_there_are(plan, instance, unmet):
     instance = dataclasses.replace(instance, source=dataclasses.replace(instance.source, builder="python:3.8-ubi8"))
     assert unmet(plan(app.create, instance, known(instance))) == ["the image stream python has 3.12-ubi9, 3.9-ubi9"]
@@ -118,6 +123,7 @@ def test_a_private_repository_is_cloned_with_a_secret_of_its_own(plan, instance,
     assert origin["contextDir"] == "web"
 
 
+@pytest.mark.fault(10)
 def test_private_packages_are_files_of_a_build_and_no_variables(plan, instance, named):
     source = dataclasses.replace(instance.source, private_packages="gitlab.cern.ch")
     values = plan(app.create, dataclasses.replace(instance, source=source))

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import pytest
+
 from procedures import database
 from runbook.plan import Admitted, Answers, Apply, Credential, Execute, LogIn
 
@@ -10,12 +12,14 @@ def executed(values):
     return [value for value in values if isinstance(value, Execute)]
 
 
+@pytest.mark.fault(6)
 def test_the_request_is_proved_by_a_server_that_answers(plan, instance):
     (ask,) = plan(database.request, instance)
     assert ask.until == Answers("dbod-devcertdb.cern.ch", 6611)
     assert ask.values == {"name": "devcertdb", "type": "PostgreSQL", "owner": "tkdqmdoc"}
 
 
+@pytest.mark.fault(6)
 def test_only_the_local_portal_is_told_the_port(plan, local):
     """At CERN the service chooses it."""
     assert plan(database.request, local)[0].values["port"] == 5501
@@ -33,12 +37,14 @@ def test_the_network_is_the_instances(plan, instance):
     assert plan(database.access, instance)[0].values == {"name": "devcertdb", "network": "10.0.0.0/8"}
 
 
+@pytest.mark.fault(27)
 def test_the_two_refusals_of_pg_hba_are_told_apart():
     symptoms = [symptom for symptom, _ in database.access.otherwise]
     assert any("no encryption" in symptom for symptom in symptoms)
     assert any("SSL encryption" in symptom for symptom in symptoms)
 
 
+@pytest.mark.fault(25)
 def test_a_password_is_never_in_a_statement(plan, instance):
     for step in (database.password, database.role):
         for value in executed(plan(step, instance)):
@@ -75,6 +81,7 @@ def test_the_apps_password_is_done_when_a_log_in_works(plan, instance):
     assert change.unless == LogIn("certhelper", database.app_password(instance))
 
 
+@pytest.mark.fault(26)
 def test_the_app_is_not_the_administrator(plan, instance):
     statements = " ".join(value.statement for value in executed(plan(database.role, instance)))
     assert 'CREATE ROLE "certhelper" LOGIN' in statements
@@ -82,6 +89,7 @@ def test_the_app_is_not_the_administrator(plan, instance):
     assert "CREATEDB" not in statements
 
 
+@pytest.mark.fault(7, 26)
 def test_the_database_belongs_to_the_apps_role(plan, instance):
     create, owner, *_ = plan(database.create, instance)
     assert create.statement == 'CREATE DATABASE "certhelperdb" OWNER "certhelper"'

@@ -28,6 +28,7 @@ def test_plain_values(plan, instance, named):
     assert found == PLAIN
 
 
+@pytest.mark.fault(9)
 def test_no_secret_stands_in_the_deployment(plan, instance, named):
     secret = {v.name for v in environment.VARIABLES if v.kind == "secret"}
     for one in env(plan(environment.set, instance), named):
@@ -139,6 +140,7 @@ def test_only_an_app_that_ran_is_waited_for(deployed, waits, plan, instance):
     assert any(isinstance(value, WaitFor) for value in values) == waits
 
 
+@pytest.mark.fault(2)
 def test_every_variable_has_all_its_words():
     names = [variable.name for variable in environment.VARIABLES]
     assert len(names) == len(frozenset(names))
@@ -150,11 +152,13 @@ def test_every_variable_has_all_its_words():
             assert variable.value, f"{variable.name} is required, and nothing sets it"
 
 
+@pytest.mark.fault(1)
 def test_the_examples_code_needs_nothing_more(plan, instance, local, example, unmet):
     for one in (instance, local):
         assert unmet(plan(environment.check, one, {"source": Source("a" * 40, example)})) == []
 
 
+@pytest.mark.fault(1)
 @pytest.mark.parametrize("name", ["DJANGO_SECRET_KEY", "OMS_CLIENT_ID", "CERN_SSO_REGISTRATION_CLIENT_SECRET"])
 def test_a_variable_taken_from_the_table_is_missed(name, plan, instance, example, *, unmet, monkeypatch):
     monkeypatch.setattr(environment, "VARIABLES", tuple(v for v in environment.VARIABLES if v.name != name))

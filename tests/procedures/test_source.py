@@ -136,11 +136,13 @@ GOOD_LOCKS = ["Django==4.2.30\n",
               "a==1 \\\n    --hash=sha256:00 \\\n    --hash=sha256:11\n", "odf @ git+https://github.com/eea/odfpy.git@" + "0" * 40]
 
 
+@pytest.mark.fault(34)
 @pytest.mark.parametrize("text", GOOD_LOCKS)
 def test_a_pinned_lock_is_left_alone(text):
     assert source.judge_lock(text) == []
 
 
+@pytest.mark.fault(11)
 @pytest.mark.parametrize("line", ["set -euo pipefail", "set -ueo pipefail", "set -eux -o pipefail", "set -Eeuo pipefail"])
 def test_strictness_is_judged_by_its_flags(line):
     expected = [] if line != "set -eux -o pipefail" else ["it goes on after a failure: `set -euo pipefail` is missing"]
@@ -163,6 +165,7 @@ def assemble(tmp_path, *, files):
     return done, home
 
 
+@pytest.mark.fault(10)
 def test_git_is_authenticated_for_one_command_and_nothing_stays(tmp_path):
     done, home = assemble(tmp_path, files={"CERN_GITLAB_USER": "deploy", "CERN_GITLAB_TOKEN": "canary-token"})
     assert done.returncode == 0, done.stderr
@@ -170,6 +173,7 @@ def test_git_is_authenticated_for_one_command_and_nothing_stays(tmp_path):
     assert list(home.iterdir()) == []
 
 
+@pytest.mark.fault(11)
 @pytest.mark.parametrize("missing", source.TOKEN_KEYS)
 def test_a_missing_token_stops_the_build_with_one_sentence(tmp_path, missing):
     files = {key: "x" for key in source.TOKEN_KEYS if key != missing}

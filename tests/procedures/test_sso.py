@@ -1,9 +1,12 @@
 """Sign-on: a registration of its own for each instance, and its secret in the project."""
 
+import pytest
+
 from procedures import sso
 from runbook.plan import Apply, Ask
 
 
+@pytest.mark.fault(3)
 def test_the_way_back_is_the_one_that_allauth_serves(plan, instance):
     ask = next(value for value in plan(sso.secret, instance) if isinstance(value, Ask))
     assert ask.values["redirect_uris"] == ["https://dev-certhelper.web.cern.ch/accounts/oidc/cern/login/callback/"]
