@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from runbook import instance as instances
+from runbook import pictures
 from runbook.errors import WrongUse
 from runbook.instance import Instance
 from runbook.markdown import fence, link, section, table
@@ -61,6 +62,7 @@ def fences(runbook: Runbook, instance: Instance, stack: Path, tasks: Any = None)
         "differs": lambda _, __: differs(stack),
         "unconfirmed": lambda _, __: unconfirmed(runbook),
         "troubleshooting": lambda _, __: troubleshooting(runbook),
+        "picture": lambda name, body: picture(name, body, runbook, instance),
         "faults": lambda name, __: faults(runbook, stack.parent / "docs" / name, stack.parent / "tests"),
     }
 
@@ -165,6 +167,15 @@ def troubleshooting(runbook: Runbook) -> str:
     return table(("you see", "why, and what to do", "command", "step"),
                  ((one.seen, one.cause, f"`{one.command.format(**named)}`", link(one.step) if one.step else "")
                   for one in runbook.symptoms))
+
+
+def picture(name: str, body: str, runbook: Runbook, instance: Instance) -> str:
+    """Return a picture: of the steps, of the instance's objects, or of the chain that the fence's body tells."""
+    if name == "order":
+        return pictures.order(runbook)
+    if name == "topology":
+        return pictures.topology(runbook, instance)
+    return pictures.chain(name.replace("-", " "), body)
 
 
 def faults(runbook: Runbook, listed: Path, tests: Path) -> str:
