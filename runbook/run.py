@@ -54,7 +54,7 @@ class Run:
     def finish(self, tell: Tell) -> None:
         """Wait for what was put off."""
         waits, self.put_off = self.put_off, []
-        for wait, name in {w.object: (w, name) for w, name in waits}.values():
+        for wait, name in {(w.object, w.condition.name): (w, name) for w, name in waits}.values():
             try:
                 self._wait(wait, tell)
             except GuideError as error:

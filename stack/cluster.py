@@ -9,8 +9,9 @@ respected. Hosts of the platform itself are reserved.
 
 Differs: at CERN these are webhooks and operators, here admission policies with the same effect. Which names CERN
 reserves is not published: here they are the platform's own hosts and some of CERN's. A project is exempt with the
-annotation `paas.okd.cern.ch/block-reserved-hostnames: "false"`. There are no quotas and no security context
-constraints. Storage classes have CERN's names; `stack/storage.py` says what stands behind them.
+annotation `paas.okd.cern.ch/block-reserved-hostnames: "false"`. There are no security context constraints. A project's
+quota comes with its request (`stack/portal/forms.py`). Storage classes have CERN's names; `stack/storage.py` says what
+stands behind them.
 """
 
 from __future__ import annotations
@@ -101,6 +102,8 @@ def roles() -> list[Manifest]:
         ("build.openshift.io", ["buildconfigs/instantiate", "buildconfigs/instantiatebinary", "builds/clone"],
          ["create"]),
         ("build.openshift.io", ["builds/details"], ["update"]),
+        # Not OpenShift's: there a build is cancelled by a change of the Build; here its status is a subresource.
+        ("build.openshift.io", ["builds/status"], ["patch", "update"]),
         ("image.openshift.io", ["imagestreamimages", "imagestreammappings", "imagestreams", "imagestreams/secrets",
                                 "imagestreamtags", "imagetags"], READ + WRITE),
         ("image.openshift.io", ["imagestreamimports"], ["create"]),
@@ -137,6 +140,8 @@ def roles() -> list[Manifest]:
          "rules": rules([("storage.k8s.io", ["storageclasses"], READ)])},
         {"apiVersion": rbac, "kind": "ClusterRoleBinding", "metadata": {"name": "basic-users"}, "subjects": everybody,
          "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "basic-user"}},
+        {"apiVersion": rbac, "kind": "ClusterRole", "metadata": {"name": "system:image-puller"},
+         "rules": rules([("image.openshift.io", ["imagestreams/layers"], ["get"])])},
         {"apiVersion": rbac, "kind": "Role", "metadata": {"name": "shared-resource-viewer", "namespace": "openshift"},
          "rules": rules([("template.openshift.io", ["templates"], READ),
                          ("image.openshift.io", ["imagestreamimages", "imagestreams", "imagestreamtags", "imagetags"],

@@ -5,7 +5,9 @@ file editor for pg_hba.conf) and the Application portal (`registrations`), with 
 
 Differs: one address in place of three; JSON in place of web forms (the page at `/` only shows what was requested);
 every request is granted at once; owners and e-groups are taken as they are given; only the project member's token may
-use it. Mails come as files into the state folder's `mail/`. The type of a site can only be a PaaS web application.
+use it. Every project gets the quota of one CPU of requests that users report of CERN; that containers without a request
+get a small one is our own choice. Mails come as files into the state folder's `mail/`. The type of a site can only be a
+PaaS web application.
 
 POST a form: 201 with what was made, 200 with what was there already, 4xx with one sentence in `error`.
 GET and DELETE `FORM/NAME`: look at it, and remove it with everything in it.
@@ -39,6 +41,10 @@ INSIDE_CERN = (f"127.0.0.0/8 {POD_NETWORK} {OUTSIDE_ADDRESS}/32"
 """Who reaches a Route that does not say who may: CERN's networks, and those of this machine that stand for them."""
 MANAGED = "app.kubernetes.io/managed-by"
 CATEGORIES = ("Official", "Personal", "Test")
+QUOTA = "1"
+"""CPUs that the pods of a project may request together; more by ticket."""
+REQUEST = "20m"
+"""The CPU that a container requests when it says nothing."""
 REMOVAL = 150.0
 """Seconds that a project's removal may take: pods have their graces."""
 
@@ -123,7 +129,23 @@ class Portal:
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "admin"},
             "subjects": users + (groups if administrators else []),
         }, "portal")
+        self._limit(name)
         return not found, self._project(name) or {}
+
+    def _limit(self, name: str) -> None:
+        """Give a project its quota, and containers that ask for no CPU a small request, or the quota would refuse them."""
+        about = {"name": "default", "namespace": name, "labels": {MANAGED: "portal"}}
+        self._api.apply({"apiVersion": "v1", "kind": "LimitRange", "metadata": about, "spec": {"limits": [
+            {"type": "Container", "defaultRequest": {"cpu": REQUEST}}]}}, "portal")
+        self._api.apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": about,
+                         "spec": {"hard": {"requests.cpu": QUOTA}}}, "portal")
+
+        def counted() -> bool:
+            found = self._api.get("ResourceQuota", "default", name)
+            return bool(found and found.get("status", {}).get("hard"))
+
+        # Until the controller has counted, the server refuses every pod.
+        wait_until(counted, f"the quota of project {name}", 30)
 
     def _project(self, name: str) -> Values | None:
         found = self._api.get("Namespace", name)

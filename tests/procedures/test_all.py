@@ -45,8 +45,9 @@ def fields(step, instance):
 
 def everything(instance):
     """Return the instance with every optional part switched on."""
+    clock = dataclasses.replace(instance.schedule, cron="0 0 * * 1,5")
     source = dataclasses.replace(instance.source, private=True, private_packages="gitlab.cern.ch")
-    return dataclasses.replace(instance, source=source, secrets={"SCRIPT_PASSWORD": "password of a remote script"},
+    return dataclasses.replace(instance, schedule=clock, source=source, secrets={"SCRIPT_PASSWORD": "password of a remote script"},
                                environment={"SITE_ID": "1"})
 
 
