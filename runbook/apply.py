@@ -130,6 +130,7 @@ def explained(error: GuideError, deployment: str, connections: Connections) -> G
 @carry_out.register
 def _(action: Ask, _difference: Difference, connections: Connections, _manager: str, tell: Tell) -> None:
     if connections.portal:
+        connections.lease.take()
         answer = connections.portal.fill(action.form, action.values)
         for key, credential in action.gives.items():
             if key in answer:

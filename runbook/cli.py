@@ -260,7 +260,7 @@ def opened(given: Mapping[str, Any], command: str, folder: Path, local: Local, r
     else:
         target, instance = Target("cern"), plain
     flags = Flags(**{key: bool(given.get(key)) for key in ("force", "rotate", "data", "yes")})
-    connections = Connections(instance, target, flags, _cache(), report.line, report.table)
+    connections = Connections(instance, target, flags, _cache(), report.line, report.table, command)
     try:
         server = connections.cluster.server
         if name == "cern" and not _same(server, instance.api):

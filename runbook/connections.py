@@ -21,6 +21,7 @@ from runbook.clients.git import Git
 from runbook.clients.web import Portal, Web
 from runbook.errors import GuideError, WaitingForPerson
 from runbook.instance import Instance, find, load
+from runbook.lease import Lease
 from runbook.observed import Observed, Question
 from runbook.plan import Credential, Object, Show
 from runbook.target import Target
@@ -74,18 +75,25 @@ class Connections:
     """Prints a line for the reader."""
     show: Callable[[Show], None] = lambda _: None
     """Prints a table for the reader."""
+    command: str = "a command"
+    """What is run, for others who find the instance held."""
     _values: dict[str, Hidden] = field(default_factory=dict, repr=False)
 
     @cached_property
     def cluster(self) -> Cluster:
         """The API server and the instance's project."""
-        return Cluster(self.instance.project, self.target.kubeconfig)
+        return Cluster(self.instance.project, self.target.kubeconfig, self.lease.take)
+
+    @cached_property
+    def lease(self) -> Lease:
+        """What keeps two runs from changing the same instance at once; taken before the first write."""
+        return Lease(lambda: self.cluster, self.instance.name, self.command, self.say)
 
     @cached_property
     def database(self) -> Server:
         """The instance's database server."""
         db = self.instance.database
-        return Server(db.host, db.port, {}, self.target.ca)
+        return Server(db.host, db.port, {}, self.target.ca, self.lease.take)
 
     @cached_property
     def web(self) -> Web:
@@ -179,7 +187,9 @@ class Connections:
             self._values[wanted.name] = Hidden(value)
 
     def close(self) -> None:
-        """Close what was opened."""
+        """Close what was opened, and let others change the instance."""
+        if "lease" in self.__dict__:
+            self.lease.release()
         if "database" in self.__dict__:
             self.database.close()
 

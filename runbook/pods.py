@@ -69,6 +69,7 @@ def look_inside(action: Inside, connections: Connections) -> str:
 
 def run_inside(action: Inside, connections: Connections) -> str:
     """Run the command of a value and return what it printed. Raises GuideError when it fails."""
+    connections.lease.take()  # What a command changes inside a pod, the cluster does not see as a write.
     pod = _required(connections, action.deployment, action.container)
     line = connections.resolve(action.input).reveal() + "\n" if action.input else ""
     code, said = connections.cluster.execute(pod, action.container, action.command, action.seconds, line)

@@ -114,12 +114,12 @@ def prepare_files(state: State) -> None:
 AUDIT_POLICY = {
     "apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"],
     "rules": [
+        {"level": "Metadata", "users": [MEMBER, "stranger"]},
         # The heartbeat of the parts, and what the control plane does by itself, would drown what people do.
         {"level": "None", "resources": [{"group": "coordination.k8s.io"}, {"group": "events.k8s.io"},
                                         {"group": "", "resources": ["events"]}]},
         {"level": "None", "userGroups": ["system:serviceaccounts:kube-system"]},
         {"level": "None", "users": [CONTROLLERS, "system:apiserver"]},
-        {"level": "Metadata", "users": [MEMBER, "stranger"]},
         {"level": "Metadata", "verbs": ["create", "update", "patch", "delete", "deletecollection"]},
     ],
 }

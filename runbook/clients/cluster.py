@@ -7,6 +7,7 @@ discovery. Every request is counted, so that `bench` can list what a step costs.
 from __future__ import annotations
 
 import json
+import re
 import time
 import urllib.parse
 from collections import Counter
@@ -32,6 +33,9 @@ KINDS = {
 
 CLUSTER_WIDE = {"Namespace"}
 
+REVIEW = re.compile(r"/self\w*reviews$")
+"""Questions to the server that are sent as a POST: who am I, what may I."""
+
 STARTING = 10
 """Seconds that a server which says "not yet" (429, 503) is asked again."""
 
@@ -47,7 +51,8 @@ class Refused(GuideError):
 class Cluster:
     """The API server as one user sees it, and one project in it."""
 
-    def __init__(self, project: str, kubeconfig: Path | None = None) -> None:
+    def __init__(self, project: str, kubeconfig: Path | None = None,
+                 before_write: Callable[[], None] = lambda: None) -> None:
         from kubernetes.config import kube_config
 
         try:
@@ -59,6 +64,8 @@ class Cluster:
         self.server: str = client.configuration.host.rstrip("/")
         self.counted: Counter[str] = Counter()
         self.seconds = 0.0
+        self.before_write = before_write
+        """Called before every request that stores something."""
         self._client = client
         self._pool = client.rest_client.pool_manager
 
@@ -79,6 +86,8 @@ class Cluster:
         Raises Unreachable, Conflict, Unknown (401, 403) or Refused.
         """
         query = query or {}
+        if method != "GET" and "dryRun" not in query and not REVIEW.search(path):
+            self.before_write()
         self.counted[f"{method}{' dry' if 'dryRun' in query else ''}"] += 1
         deadline = time.monotonic() + STARTING
         while True:

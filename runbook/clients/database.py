@@ -12,7 +12,7 @@ import socket
 import ssl
 import struct
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -98,8 +98,11 @@ class PasswordFile:
 class Server:
     """One PostgreSQL server, spoken to with TLS only."""
 
-    def __init__(self, host: str, port: int, addresses: Mapping[str, str], ca: Path | None) -> None:
+    def __init__(self, host: str, port: int, addresses: Mapping[str, str], ca: Path | None,
+                 before_write: Callable[[], None] = lambda: None) -> None:
         self.host, self.port = host, port
+        self.before_write = before_write
+        """Called before every statement that changes something."""
         self._ca = ca
         self._address = addresses.get(host) or ("127.0.0.1" if host.endswith(".localhost") else "")
         self._open: dict[tuple[str, str, str], Any] = {}
@@ -152,6 +155,7 @@ class Server:
 
     def execute(self, connection: Any, sql: str) -> None:
         """Execute a statement. Raises GuideError with the server's words; a secret is never among them."""
+        self.before_write()
         self.counted["statement"] += 1
         with self._words(), connection.cursor() as cursor:
             cursor.execute(sql)
