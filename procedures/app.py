@@ -184,6 +184,8 @@ def deployment(instance: Instance, observed: Observed) -> Manifest:
         # The port opens only after the migrations, and nobody wants a pod killed in the middle of one.
         "livenessProbe": {"tcpSocket": {"port": PORT}, "initialDelaySeconds": 300, "periodSeconds": 20,
                           "timeoutSeconds": 5, "failureThreshold": 3},
+        # The router hears that a pod goes when the pod does: what it still sends there meanwhile is answered.
+        "lifecycle": {"preStop": {"exec": {"command": ["sleep", "3"]}}},
         "resources": {"limits": {"memory": quantity(instance.deploy.memory)}, "requests": {"cpu": "100m"}},
     }
     return {

@@ -134,6 +134,8 @@ def promote(instance: Instance, observed: Observed) -> Plan:
     yield Require("this instance takes another one's image",
                   "" if promoted_from(instance) or observed.empty else "it builds its own",
                   'write image = "promote:NAME" below [deploy] in the instance file')
+    if not promoted_from(instance) and not observed.empty:
+        return
     theirs = observed.instance(other)
     project, stream = (theirs.project, theirs.app) if theirs else (f"project-of-{other}", name)
     digest = digest_in(observed.object("Deployment", stream, project), stream) if theirs else ""
@@ -321,7 +323,7 @@ def cron_job(instance: Instance, image: str, *, suspend: bool) -> Manifest:
                     "containers": [container]}}
     return {"apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": name, "labels": app.labels(instance)},
             "spec": {"schedule": instance.schedule.cron or EXAMPLE, "timeZone": instance.schedule.zone, "suspend": suspend,
-                     "concurrencyPolicy": "Forbid", "startingDeadlineSeconds": 600,
+                     "concurrencyPolicy": "Forbid", "startingDeadlineSeconds": 120,
                      "successfulJobsHistoryLimit": 3, "failedJobsHistoryLimit": 3,
                      "jobTemplate": {"spec": {"backoffLimit": 2, "activeDeadlineSeconds": 300, "template": pod}}}}
 
@@ -542,7 +544,7 @@ def enough(instance: Instance, observed: Observed) -> Require:
 
 def left(hard: str, used: str) -> str:
     """Return what is left of a quota, in the unit in which people read it."""
-    rest = amount(hard) - amount(used)
+    rest = max(amount(hard) - amount(used), Decimal(0))
     if hard.endswith("i") or used.endswith("i"):
         return f"{rest / 2**20:.0f}Mi"
     return f"{rest * 1000:.0f}m" if rest % 1 else f"{rest:.0f}"

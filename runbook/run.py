@@ -191,8 +191,9 @@ def orphans(runbook: Runbook, connections: Connections) -> list[Standing]:
     for step in runbook.standing:
         for action in step.plan(connections.instance, connections.observed):
             if isinstance(action, Apply):
-                named.add((action.object.kind, action.object.name))
                 kinds.add(action.object.kind)
+                if step.wanted(connections.instance):  # A part that was switched off and not undone is left over too.
+                    named.add((action.object.kind, action.object.name))
     found = [(kind, live["metadata"]) for kind in sorted(kinds)
              for live in connections.cluster.list(kind, ",".join(f"{k}={v}" for k, v in MANAGED_BY.items()))]
     return [Standing((meta.get("annotations") or {}).get("guide/step", "guide"), State.ORPHAN,

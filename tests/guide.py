@@ -18,7 +18,7 @@ import psycopg2
 
 from runbook.clients.web import Web
 from runbook.instance import Instance, load
-from stack import commands
+from stack import commands, postgres
 
 ROOT = Path(__file__).parent.parent
 
@@ -157,8 +157,9 @@ class Site:
         return {found["step"]: found for found in map(json.loads, done.stdout.splitlines())}
 
     def remove(self) -> None:
-        """Remove the project as its administrator would, and the instance file."""
+        """Remove the project and the database server as their administrators would, and the instance file."""
         self.guide.stack.api.delete("Namespace", self.instance.project)
+        postgres.drop(self.guide.stack.state, self.instance.database.instance)  # Another site may have its port.
         shutil.rmtree(self.folder)
 
 
