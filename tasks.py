@@ -186,7 +186,7 @@ def test(_c: Context, *, only: str = "") -> None:
         for name in ("kubectl", "etcd", "kube-apiserver", "kube-controller-manager"):
             binaries.find(name, _tell)
     chosen = ["-k", only] if only else []
-    _run([sys.executable, "-m", "pytest", "--durations=15", *chosen])
+    _run([sys.executable, "-m", "pytest", "--durations=15", f"--verified={ROOT / 'verified.json'}", *chosen])
 
 
 @task(auto_shortflags=False, help={"cold": "Also build the control plane, beside a bare go build."})

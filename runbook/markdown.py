@@ -40,13 +40,21 @@ from runbook.plan import (
     Write,
     marked,
 )
+from runbook.stamps import Verified, stamp
 from runbook.step import Step
 
 
-def section(step: Step, instance: Instance, reason: str = "") -> str:
-    """Return a step's section; `reason` is the page's own prose, which stands after the command."""
+def section(step: Step, instance: Instance, reason: str = "", verified: Verified | None = None) -> str:
+    """Return a step's section; `reason` is the page's own prose, which stands after the command.
+
+    With `verified` it says below its first sentence what a test run proved of it.
+    """
     plan = options.outline(step, instance, Observed())
-    return "\n\n".join(part.strip("\n") for part in _parts(step, instance, plan, reason) if part) + "\n"
+    heading, *parts = (part.strip("\n") for part in _parts(step, instance, plan, reason) if part)
+    text = "\n\n".join([heading, *parts]) + "\n"
+    if verified is None:
+        return text
+    return "\n\n".join([heading, parts[0], stamp(step, plan, verified, text), *parts[1:]]) + "\n"
 
 
 def _parts(step: Step, instance: Instance, plan: Sequence[Action], reason: str) -> Iterator[str]:

@@ -21,10 +21,14 @@ from runbook.instance import Instance
 from runbook.markdown import fence, link, section, table
 from runbook.observed import Observed
 from runbook.options import EXIT_CODES, OPTIONS, options, outline
+from runbook.stamps import Verified
 from runbook.step import Runbook, Step
 
 Fence = Callable[[str, str], str]
 """What replaces a fence: from its argument and its body."""
+
+NOTHING = Verified()
+"""What is proved of a site that no test run came before."""
 
 FENCE = re.compile(r"^(?P<ticks>`{3,})(?P<name>[a-z]+)(?: +(?P<argument>\S+))?[ \t]*\n(?P<body>.*?)^(?P=ticks)[ \t]*$",
                    re.MULTILINE | re.DOTALL)
@@ -44,14 +48,16 @@ def steps_named(text: str) -> list[str]:
     return [found["argument"] or "" for found in FENCE.finditer(text) if found["name"] == "step"]
 
 
-def fences(runbook: Runbook, instance: Instance, stack: Path, tasks: Any = None) -> dict[str, Fence]:
+def fences(runbook: Runbook, instance: Instance, stack: Path, tasks: Any = None, verified: Verified = NOTHING) -> dict[str, Fence]:
     """Return the fences that every site has; `tasks` is the command line's collection of tasks.
+
+    `verified` is what the test run before this build proved.
 
     Raises WrongUse for a step's fence that names no step.
     """
     return {
-        "step": lambda name, body: section(runbook.find(name), instance, body),
-        "overview": lambda _, __: overview(runbook),
+        "step": lambda name, body: section(runbook.find(name), instance, body, verified),
+        "overview": lambda _, __: overview(runbook, verified),
         "reference": lambda _, __: reference(runbook, instance),
         "tasks": lambda name, __: task_table(tasks, name),
         "exitcodes": lambda _, __: table(("code", "meaning"), ((f"`{c}`", text) for c, text in EXIT_CODES.items())),
@@ -67,12 +73,19 @@ def fences(runbook: Runbook, instance: Instance, stack: Path, tasks: Any = None)
     }
 
 
-def overview(runbook: Runbook) -> str:
-    """Return the table of all steps in the order in which `guide.run` takes them, operations after them."""
+def overview(runbook: Runbook, verified: Verified = NOTHING) -> str:
+    """Return the table of all steps in the order in which `guide.run` takes them, operations after them.
+
+    The last column says at a glance what the test run proved; the step's own section says whether it is stale since.
+    """
     standing = runbook.standing
     ordered = (*standing, *(step for step in runbook.steps if step not in standing))
-    rows = ((str(number), link(step), step.summary, _who(step)) for number, step in enumerate(ordered, 1))
-    return table(("", "step", "what it does", "who"), rows)
+    def proof(step: Step) -> str:
+        found = verified.steps.get(step.name)
+        return "not verified" if found is None else "failed" if not found.passed else f"tested, {found.seconds:.1f} s"
+
+    rows = ((str(number), link(step), step.summary, _who(step), proof(step)) for number, step in enumerate(ordered, 1))
+    return table(("", "step", "what it does", "who", "proof"), rows)
 
 
 def _who(step: Step) -> str:

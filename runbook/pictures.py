@@ -51,7 +51,8 @@ def drawn(boxes: Sequence[Box], edges: Edges, title: str, description: str) -> s
     places, width = placed(layers, known)
     height = len(layers) * LAYER - (LAYER - HEIGHT) + 2 * MARGIN
     name = "picture-" + "".join(c if c.isalnum() else "-" for c in title.lower())
-    parts = [f'<figure class="picture" tabindex="0"><svg viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}" '
+    size = f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}"'
+    parts = [f'<figure class="picture" tabindex="0"><svg {size} '
              f'role="img" aria-labelledby="{name}-title {name}-text" xmlns="http://www.w3.org/2000/svg">',
              f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-text">{escape(description)}</desc>',
              *(_line(points) for points in _routes(layers, places, edges)),

@@ -17,7 +17,9 @@ import pytest
 from stack import binaries, commands, launch
 from stack.api import Api
 from stack.state import State
+from tests import stamping
 from tests.guide import Guide, Site
+from tests.stamping import pytest_addoption, pytest_runtest_logreport, pytest_sessionfinish  # noqa: F401  hooks of pytest
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def stack() -> Iterator[Stack]:
     try:
         commands.up(state, lambda _line: None)
         yield connect(state)
+        stamping.remember(state)
     finally:
         if not kept:
             commands.down(state, wipe=True, progress=lambda _line: None)
