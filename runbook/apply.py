@@ -9,7 +9,7 @@ from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
-from runbook import admission, pods
+from runbook import admission, claims, pods
 from runbook.connections import Connections
 from runbook.diff import Difference, State, compare, look, proved, wire
 from runbook.errors import Conflict, GuideError, Unknown, WaitingForPerson
@@ -117,6 +117,9 @@ def explained(error: GuideError, deployment: str, connections: Connections) -> G
         name = pod["metadata"]["name"]
         container = pod["spec"]["containers"][0]["name"]
         log = connections.cluster.log(name, container, previous=True) or connections.cluster.log(name, container)
+        probe = pods.unhealthy(connections, name)
+        if probe:
+            return GuideError(f"{error.found}\npod {name}: {probe}")
         if not log.strip():
             continue
         last = "\n".join("  | " + line for line in log.strip().splitlines()[-8:])
@@ -338,13 +341,14 @@ def _release(action: Apply, connections: Connections, manager: str) -> tuple[boo
     wanted, cluster = action.object, connections.cluster
     live = cluster.get(wanted)
     managers = {entry.get("manager") for entry in (live or {}).get("metadata", {}).get("managedFields", [])}
-    if live is None or manager not in managers:
+    going = wanted.kind == "PersistentVolumeClaim" and "deletionTimestamp" in (live or {}).get("metadata", {})
+    if live is None or (manager not in managers and not going):
         return False, ""
     if action.part:
         meta = {"name": wanted.name} | ({"namespace": wanted.namespace} if wanted.namespace else {})
         cluster.apply({"apiVersion": live["apiVersion"], "kind": live["kind"], "metadata": meta}, manager)
         return True, ""
-    if live["metadata"].get("annotations", {}).get("guide/step") != manager.removeprefix("guide/"):
+    if live["metadata"].get("annotations", {}).get("guide/step") != manager.removeprefix("guide/") and not going:
         return False, f"kept, another made it: {wanted}"
     others = sorted(m.removeprefix("guide/") for m in managers if m and m.startswith("guide/") and m != manager
                     and not m.startswith("guide/deploy."))
@@ -353,6 +357,8 @@ def _release(action: Apply, connections: Connections, manager: str) -> tuple[boo
                          "undo first: " + ", ".join(f"`invoke {name} --undo`" for name in others))
     if action.data and not connections.flags.data:
         return False, f"kept, it holds data: {wanted} (`--data` deletes it too)"
+    if wanted.kind == "PersistentVolumeClaim":
+        return True, claims.let_go(wanted, live, connections)
     cluster.delete(wanted, live["metadata"]["uid"])
     cluster.wait(wanted, admission.GONE, 120)
     return True, ""

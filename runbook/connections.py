@@ -19,7 +19,7 @@ from runbook.clients.cluster import Cluster
 from runbook.clients.database import PasswordFile, Server
 from runbook.clients.git import Git
 from runbook.clients.web import Portal, Web
-from runbook.errors import GuideError, WaitingForPerson
+from runbook.errors import GuideError, Unknown, WaitingForPerson
 from runbook.instance import Instance, find, load
 from runbook.lease import Lease
 from runbook.observed import Observed, Question
@@ -129,8 +129,6 @@ class Connections:
 
         Raises Unknown when there is no password or it is refused: the state of database steps is then unknown.
         """
-        from runbook.errors import Unknown
-
         db = self.instance.database
         found = self.passwords.prepared(db.host, db.port, db.administrator)
         if found:  # An interrupted change of the password: one of the two is right.
@@ -208,6 +206,11 @@ class Connections:
             case "instance":
                 path = find(self.instance.path.parent, about)
                 return load(path, self.target.name, self.target.facts)
+            case "storage classes":
+                try:
+                    return sorted(found["metadata"]["name"] for found in self.cluster.list("StorageClass"))
+                except Unknown:
+                    return None
             case "user":
                 return self.cluster.user()
             case "now":

@@ -73,6 +73,35 @@ class Redis:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Eos:
+    """The project's EOS storage in the app's pods."""
+
+    path: str = about("Folder of EOS that the app needs, such as `/eos/project/t/tkdqmdoc`; empty for no EOS.", default="")
+    file: str = about("A file below `path` that is read as a proof; empty to list the folder instead.", default="")
+    account: str = about("Account that may read it; empty for the owner of the site.", default="")
+    mount: str = about("Where EOS stands in the pods.", default="/eos")
+    read_only: bool = about("Whether the app may only read.", default=False)
+    patience: int = about("Seconds that a slow or late EOS is waited for.", default=300)
+    claim: str = about("Name of the claim.", default="eos-volume")
+    storage_class: str = about("Storage class of the claim.", default="eos")
+    secret: str = about("Name of the Secret with account and password.", default="eos-credentials")
+    secret_type: str = about("Type of that Secret, which cannot be changed later; empty for the one it has, or Opaque.",
+                             default="")
+    keys: Literal["both", "keytab-user", "KEYTAB_USER"] = about(
+        "Which keys the Secret has: the form that begins with this one, or both.", default="both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Volume:
+    """A volume that the project's pods share."""
+
+    mount: str = about("Where it stands in the app's pods, such as `/shared`; empty for no shared volume.", default="")
+    claim: str = about("Name of the claim.", default="shared")
+    storage_class: str = about("Storage class of the claim; it must let several pods write.", default="cephfs-no-backup")
+    size: str = about("Its size, with a unit.", default="1Gi")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SignOn:
     """The registration at the application portal."""
 
@@ -124,6 +153,8 @@ class Instance:
     redis: Redis = about("The Redis server.", default=Redis())
     sso: SignOn = about("The single sign-on.")
     deploy: Deploy = about("How the app runs.", default=Deploy())
+    eos: Eos = about("The EOS storage.", default=Eos())
+    volume: Volume = about("The shared volume.", default=Volume())
     schedule: Schedule = about("Builds that start by the clock.", default=Schedule())
     environment: Mapping[str, str] = about("Further variables of the app, none of them secret.", default={})
     secrets: Mapping[str, str] = about("Further secret variables: the name and what it is; the guide asks for the value.",
@@ -177,8 +208,25 @@ def load(path: Path, target: str = "cern", facts: Mapping[str, Any] | None = Non
     made: Instance = reader.build(Instance, table, "")
     if not re.fullmatch(r"build|promote:[\w-]+", made.deploy.image):
         raise reader.wrong("deploy.image", f"must be 'build' or 'promote:NAME', found {made.deploy.image!r}")
+    _check_storage(made, reader)
     port = int((facts or {}).get("https_port", 0)) if target == "local" else 0
     return dataclasses.replace(made, name=path.stem, path=path, at=target, port=port)
+
+
+def _check_storage(made: Instance, reader: _Reader) -> None:
+    """Raise WrongUse when a path or a size can mean nothing sensible."""
+    eos, shared = made.eos, made.volume
+    if eos.path and not (eos.path + "/").startswith(eos.mount.rstrip("/") + "/"):
+        raise reader.wrong("eos.path", f"must lie below {eos.mount}, where EOS is mounted, found {eos.path!r}")
+    if eos.patience < 1:
+        raise reader.wrong("eos.patience", f"must be at least 1 second, found {eos.patience}")
+    if shared.mount and not re.fullmatch(r"/[^:]+", shared.mount):
+        raise reader.wrong("volume.mount", f"must be a path that begins with /, found {shared.mount!r}")
+    size = re.fullmatch(r"([1-9][0-9]*)([KMGT]i?)", shared.size)
+    units = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+    if not size or int(size[1]) * units[size[2]] < units["Mi"]:
+        raise reader.wrong("volume.size", f"must be at least 1Mi and have a unit, found {shared.size!r}",
+                           "write it as 1Gi; a number alone is bytes")
 
 
 @dataclass

@@ -67,6 +67,11 @@ class Observed:
         found: Instance | None = self._ask(f"instance:{build}")
         return found
 
+    def storage_classes(self) -> list[str] | None:
+        """Return the names of the storage classes that the cluster offers, None when they may not be read."""
+        found: list[str] | None = self._ask("storage classes")
+        return found
+
     def user(self) -> str:
         """Return who is logged in to the cluster, "" when nobody is known."""
         return self._ask("user") or ""

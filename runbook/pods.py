@@ -38,6 +38,13 @@ def hopeless(connections: Connections, deployment: str) -> str:
     return ""
 
 
+def unhealthy(connections: Connections, pod: str) -> str:
+    """Return what the startup probe of a pod saw last, "" when it found nothing wrong: the log does not know of it."""
+    said = [event for event in connections.cluster.list("Event", fieldSelector=f"involvedObject.name={pod}")
+            if event.get("reason") == "Unhealthy" and event.get("message", "").startswith("Startup probe")]
+    return max(said, key=lambda event: event.get("lastTimestamp") or "")["message"] if said else ""
+
+
 def ready(connections: Connections, deployment: str, container: str) -> str:
     """Return the name of a pod of the newest ReplicaSet whose container is ready, "" when there is none."""
     return next((pod["metadata"]["name"] for pod in newest(connections, deployment)

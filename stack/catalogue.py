@@ -1,7 +1,8 @@
 """The images there are: what stands behind an image's name when a container of it is to run.
 
 Stands for the image registry, and for the images that OpenShift's namespace `openshift` offers: `python` (the
-source-to-image builder) and `redis`. Images made by builds lie here too, named by the digest of their content.
+source-to-image builder) and `redis`, and for `eosclient`, which CERN puts into pods that mount EOS. Images made by
+builds lie here too, named by the digest of their content.
 
 Differs: an image is a folder below the state folder, not layers in a registry, and runs on this machine's own system
 files. Every tag of `python` is the Python that runs the stack, whatever its number says, and has neither compilers nor
@@ -264,6 +265,12 @@ def _redis_needs() -> list[str]:
     return [binaries.find(name).version for name in ("redis-server", "redis-cli")]
 
 
+# eosclient
+
+def _make_eosclient(_state: State, folder: Path) -> None:
+    _copy_scripts("eosclient", folder / "bin", "run-eosclient")
+
+
 RECIPES: dict[str, Recipe] = {
     "python": Recipe(
         scripts="python", needs=_python_needs, make=_make_python,
@@ -278,5 +285,9 @@ RECIPES: dict[str, Recipe] = {
         layers={"app-root": APP_ROOT, "redis": "/var/lib/redis"}, binds={},
         env={"PATH": PATH, "HOME": "/var/lib/redis"},
         command=("run-redis",), working_dir="/var/lib/redis"),
+    "eosclient": Recipe(
+        scripts="eosclient", needs=list, make=_make_eosclient,
+        layers={}, binds={"bin": "/opt/eosclient"}, env={},
+        command=("/opt/eosclient/run-eosclient",), working_dir="/"),
 }
 """By the word that their repositories begin with: `python-312`, `redis-7-c9s`."""

@@ -21,6 +21,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from stack import eos
 from stack.api import Api, ApiError, Manifest, wait_until
 from stack.errors import StackError
 from stack.state import POD_NETWORK, State
@@ -92,7 +93,7 @@ def content() -> list[Manifest]:
     files = sorted(Path(__file__).with_name("openshift").glob("*.json"))
     return [{"apiVersion": "v1", "kind": "Namespace", "metadata": {
         "name": "openshift", "annotations": {DEFAULT_WHITELIST: f"127.0.0.0/8 {POD_NETWORK}"}}},
-        *(json.loads(file.read_text()) for file in files), *roles(), *storage_classes(), *policies()]
+        *(json.loads(file.read_text()) for file in files), *roles(), *storage_classes(), *policies(), *eos.policies()]
 
 
 def roles() -> list[Manifest]:

@@ -1,11 +1,10 @@
 """Volumes for claims of the storage classes that CERN offers.
 
 Stands for EOS, CephFS and block storage with their provisioners. A claim of the class `eos` gets the one folder that
-stands for EOS, shared by all; a claim of another class that exists gets a folder of its own.
+stands for EOS (`stack/eos.py`), shared by all; a claim of another class that exists gets a folder of its own.
 
-Differs: sizes and access modes are noted but not enforced, snapshots and resizing are not offered, and EOS has neither
-credentials nor quota: whoever mounts it reads and writes all of it. Volumes live as long as the cluster's objects: what
-an earlier cluster has left is removed.
+Differs: sizes and access modes are noted but not enforced, snapshots and resizing are not offered. Volumes live as long
+as the cluster's objects: what an earlier cluster has left is removed.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import shutil
 import threading
 from pathlib import Path
 
+from stack import eos
 from stack.api import Api, ApiError, Manifest
 from stack.state import State
 
@@ -38,7 +38,7 @@ class Storage:
 
     def run(self) -> None:
         """Watch volumes, and beside it claims."""
-        self._state.eos.mkdir(parents=True, exist_ok=True, mode=0o700)
+        eos.prepare(self._state)
         self._state.volumes.mkdir(parents=True, exist_ok=True, mode=0o700)
         ended = threading.Event()
 
@@ -77,7 +77,7 @@ class Storage:
         if not found:
             return  # the controllers say so in an event of the claim
         name = f"pvc-{about['uid']}"
-        path = self._state.eos if kind == "eos" else self._state.volumes / name
+        path = self._state.eos if kind == eos.CLASS else self._state.volumes / name
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         reference = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "name": about["name"],
                      "namespace": about["namespace"], "uid": about["uid"]}

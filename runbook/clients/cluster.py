@@ -27,11 +27,11 @@ KINDS = {
     "BuildConfig": "apis/build.openshift.io/v1", "Build": "apis/build.openshift.io/v1",
     "ImageStream": "apis/image.openshift.io/v1", "Template": "apis/template.openshift.io/v1",
     "Route": "apis/route.openshift.io/v1", "Lease": "apis/coordination.k8s.io/v1",
-    "OidcReturnURI": "apis/webservices.cern.ch/v1alpha1",
+    "OidcReturnURI": "apis/webservices.cern.ch/v1alpha1", "StorageClass": "apis/storage.k8s.io/v1",
 }
 """The kinds that the guide speaks of, and where the API serves them."""
 
-CLUSTER_WIDE = {"Namespace"}
+CLUSTER_WIDE = {"Namespace", "StorageClass"}
 
 REVIEW = re.compile(r"/self\w*reviews$")
 """Questions to the server that are sent as a POST: who am I, what may I."""
@@ -76,7 +76,7 @@ class Cluster:
     def collection(self, kind: str, namespace: str = "") -> str:
         """Return the path of a kind's objects, in the project unless another namespace is named."""
         where = "" if kind in CLUSTER_WIDE else f"/namespaces/{namespace or self.project}"
-        plural = kind.lower() + "s"
+        plural = kind.lower() + ("es" if kind.endswith("s") else "s")
         return f"/{KINDS[kind]}{where}/{plural}"
 
     def request(self, method: str, path: str, body: object = None, *, content: str = "application/json",

@@ -6,10 +6,11 @@ SIGTERM and grace; `kubectl logs` and `kubectl exec` reach them through the API 
 
 Differs: there is one node, and requests and limits are neither checked nor enforced. Images come from
 `stack/catalogue.py`. There is no DNS: names of services, Routes, databases and the platform stand in each pod's
-/etc/hosts; a headless Service has no name, and curl takes every `*.localhost` for the pod itself. Pods cannot reach the
-Internet. Mounted ConfigMaps and Secrets are not refreshed in a running pod. Left out are NetworkPolicy, UDP services,
-hostPath and CSI volumes, mount propagation, postStart hooks, gRPC probes, termination messages, ephemeral containers,
-attach and port-forward. When the stack is started again, the containers of its pods are, too.
+/etc/hosts; a headless Service has no name, and curl takes every `*.localhost` for the pod itself. Pods cannot reach
+the Internet. Mounted ConfigMaps and Secrets are not refreshed in a running pod. Left out are NetworkPolicy, UDP
+services, hostPath and CSI volumes, mount propagation of anything but EOS, postStart hooks, gRPC probes, termination
+messages, ephemeral containers, attach and port-forward. When the stack is started again, the containers of its pods
+are, too.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Callable
 
 from stack import network as private_network
 from stack.api import Api, Manifest
-from stack.node import heartbeat, pods, status
+from stack.node import eos, heartbeat, pods, status
 from stack.node.kubelet import Server
 from stack.node.names import Names
 from stack.node.network import Network
@@ -55,6 +56,7 @@ class Node:
         """Start the threads and wait for the end."""
         private_network.prepare()
         self._network.clean()
+        eos.clean(self._state)
         server = Server(self._state, self._network, self.find)
         work: list[Callable[[], None]] = [
             server.serve_forever, self._watch_pods, self._watch_services, self._watch_routes, self._watch_databases,

@@ -15,7 +15,7 @@ from pathlib import Path
 from stack import catalogue, sandbox
 from stack.api import Api, ApiError, Manifest, Unreachable, collection
 from stack.errors import StackError
-from stack.node import environment, probes, status
+from stack.node import environment, eos, probes, status
 from stack.node.environment import ConfigError
 from stack.node.names import Names, write_hosts
 from stack.node.network import Namespace, Network
@@ -94,7 +94,7 @@ class Pod:
         self._folder = shared.state.path("pods", self.uid)
         self._wake = threading.Event()
         self._namespace: Namespace | None = None
-        self._volumes = Volumes(shared.api, self._folder / "volumes", self._fetch)
+        self._volumes = Volumes(shared.api, shared.state, self._folder / "volumes", self._fetch)
         self._told: Manifest = manifest.get("status", {})
         self._since = self._told.get("startTime") or now()
         self._attempts = 0
@@ -338,7 +338,8 @@ class Pod:
                 state, argv, user=self._user(spec), layers=image.layers, working_dir=container.working_dir,
                 mounts=[*(sandbox.Mount(source, target) for source, target in image.binds), *mounts],
                 hosts=self._folder / "hosts", hostname=self._hostname(), info_fd=tell),
-                environment=variables, log=log, changed=self.wake)
+                environment=variables, log=log, changed=self.wake,
+                      late=partial(eos.slowed, state))
         except (OSError, StackError) as error:
             self._event("Warning", "Failed", f"Error: {error}", container)
             return self._wait_because(container, "RunContainerError", str(error), 10)
@@ -420,6 +421,7 @@ class Pod:
         return None
 
     def _release(self) -> None:
+        self._volumes.close()
         if self._namespace:
             namespace, self._namespace = self._namespace, None
             self.shared.network.close(namespace)

@@ -37,8 +37,11 @@ class Run:
     """
 
     def __init__(self, network: Network, namespace: Namespace, command: Callable[[int], Sequence[str]],
-                 *, environment: Mapping[str, str], log: Path, changed: Callable[[], None]) -> None:
+                 *, environment: Mapping[str, str], log: Path, changed: Callable[[], None],
+                 late: Callable[[list[str]], float] = lambda _: 0) -> None:
         """Start it: `command` gets the descriptor for bubblewrap's --info-fd; `changed` is called after the end.
+
+        `late` tells by how many seconds a command that is to run inside starts late.
 
         Raises OSError when the sandbox cannot be started at all.
         """
@@ -50,7 +53,7 @@ class Run:
         """What the probes say; set at once by the pod for a container without them."""
         self.live_failure = threading.Event()
         """Set when it is ended because of a probe: it is then restarted."""
-        self._changed = changed
+        self._changed, self._late = changed, late
         self._deadline: float | None = None
         self._network, self._namespace = network, namespace
         log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -92,6 +95,8 @@ class Run:
     def enter(self, argv: Sequence[str], working_dir: str = "/", *, terminal: bool = False) -> list[str]:
         """Return the command line that runs `argv` inside the running container."""
         self._await_program()
+        if seconds := self._late(list(argv)):
+            argv = ["sh", "-c", 'sleep "$0"; exec "$@"', f"{seconds:g}", *argv]
         # With a terminal the program needs a session whose terminal it is.
         return [*(["setsid", "--ctty"] if terminal else []), "nsenter", "--target", str(self.pid), "--user",
                 "--preserve-credentials", "--mount", "--pid", "--net", "--ipc", "--uts", f"--wdns={working_dir}",

@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from stack import eos
 from stack.api import Api, Manifest, collection
 from stack.node import environment
 from stack.node.environment import ConfigError, Fetch
+from stack.node.eos import View
 from stack.sandbox import Mount
+from stack.state import State
 
 _UNWRITABLE = ("configMap", "secret", "projected", "downwardAPI")
 
@@ -28,11 +31,14 @@ class Volumes:
     """The volumes of one pod, below one folder."""
 
     api: Api
+    state: State
     folder: Path
     fetch: Fetch
     paths: dict[str, Path] = field(default_factory=dict)
     renew: float = float("inf")
     """When a token must be asked for again: seconds of the epoch."""
+    view: View | None = None
+    """What the pod sees of EOS, when one of its claims is of that class."""
 
     def prepare(self, pod: Manifest) -> None:
         """Make all volumes of a pod. Raises MountError naming the first that cannot be made."""
@@ -62,6 +68,8 @@ class Volumes:
             writable = not (mount.get("readOnly") or kinds[name] in _UNWRITABLE
                             or claims.get(name, {}).get("readOnly"))
             source = self.paths[name]
+            if self.view and source == self.view.path and "mountPropagation" not in mount:
+                source = self.view.snapshot()
             below = mount.get("subPath") or environment.expand(mount.get("subPathExpr", ""), known)
             if below:
                 source = _below(source, below, make=kinds[name] not in _UNWRITABLE)
@@ -70,13 +78,19 @@ class Volumes:
 
     def remove(self) -> None:
         """Remove what was made for the pod; volumes of claims stay."""
+        self.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Take EOS away again; the pod's processes must have ended."""
+        if self.view:
+            view, self.view = self.view, None
+            view.close()
 
     def _make(self, pod: Manifest, volume: Manifest) -> Path:
         folder = self.folder / str(volume["name"])
-        namespace = pod["metadata"]["namespace"]
         if "persistentVolumeClaim" in volume:
-            return self._claim(namespace, volume["persistentVolumeClaim"]["claimName"])
+            return self._claim(pod, volume["persistentVolumeClaim"]["claimName"])
         if "emptyDir" in volume:
             files: dict[str, tuple[bytes, int]] = {}
         elif "configMap" in volume:
@@ -96,14 +110,17 @@ class Volumes:
         self._write(folder, files)
         return folder
 
-    def _claim(self, namespace: str, name: str) -> Path:
-        claim = self.api.get("PersistentVolumeClaim", name, namespace)
+    def _claim(self, pod: Manifest, name: str) -> Path:
+        claim = self.api.get("PersistentVolumeClaim", name, pod["metadata"]["namespace"])
         if claim is None or claim.get("status", {}).get("phase") != "Bound":
             raise ConfigError(f'persistentvolumeclaim "{name}" is not bound')
         volume = self.api.get("PersistentVolume", claim["spec"]["volumeName"])
         path = Path(str((volume or {"spec": {}})["spec"].get("hostPath", {}).get("path", "/nowhere")))
         if not path.is_dir():
             raise ConfigError(f'the folder of persistent volume "{claim["spec"]["volumeName"]}" is gone')
+        if claim["spec"].get("storageClassName") == eos.CLASS:
+            self.view = self.view or View(self.state, pod["metadata"]["uid"], self.folder / eos.STORE)
+            return self.view.path
         return path
 
     def _projected(self, pod: Manifest, source: Manifest) -> dict[str, tuple[bytes, int]]:

@@ -1,7 +1,8 @@
 """The forms that a person fills in, at `https://portal.localhost:PORT/FORM`.
 
 Stands for the Web Services portal (`projects`), the Database on Demand portal (`databases`; `database-access` is its
-file editor for pg_hba.conf) and the Application portal (`registrations`), with their rules for names and categories.
+file editor for pg_hba.conf), the Application portal (`registrations`), with their rules for names and categories, and
+the owner of a service account, who knows its password and may set another (`accounts`).
 
 Differs: one address in place of three; JSON in place of web forms (the page at `/` only shows what was requested);
 every request is granted at once; owners and e-groups are taken as they are given; only the project member's token may
@@ -21,6 +22,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,6 +31,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from stack import eos
 from stack.api import Api, ApiError, Manifest, wait_until
 from stack.errors import StackError
 from stack.portal.access import credentials, is_one_of
@@ -91,6 +94,9 @@ class Portal:
             "registrations": Form("Register an application for sign-on", ("identifier", "name", "redirect_uris"),
                                   ("category", "description", "owner", "administrators", "base_url", "protocol"),
                                   self._register, self._registration, self._remove_registration, self._registrations),
+            "accounts": Form("Be told the password of a service account, or set it", ("name",), ("password",),
+                             self._account_password, self._account, partial(eos.remove_account, self._state),
+                             self._accounts),
         }
 
     # Projects: what the web services portal and OpenShift make together of a request.
@@ -277,6 +283,22 @@ class Portal:
         if removed:
             self._state.path("mail", f"registration-{identifier}.txt").unlink(missing_ok=True)
         return removed
+
+    # Service accounts.
+
+    def _account_password(self, filled: Values) -> tuple[bool, Values]:
+        name = _name(filled["name"], r"[a-z][a-z0-9]{0,19}", "An account's name", "small letters and digits, at most 20")
+        there = eos.accounts(self._state).get(name)
+        password = _text(filled, "password") if "password" in filled else there or ""
+        if there and password == there:
+            return False, {"name": name, "password": there}
+        return not there, {"name": name, "password": eos.set_password(self._state, name, password)}
+
+    def _account(self, name: str) -> Values | None:
+        return {"name": name} if name in eos.accounts(self._state) else None
+
+    def _accounts(self) -> list[Values]:
+        return [{"name": name} for name in eos.accounts(self._state)]
 
 
 def application(state: State, provider: Provider) -> ASGIApp:

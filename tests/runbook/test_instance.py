@@ -126,7 +126,7 @@ def test_what_is_wrong_in_the_local_table_has_its_own_line(file):
 def test_a_mistyped_key_gets_a_suggestion(file):
     with pytest.raises(WrongUse) as error:
         load(file(GOOD.replace("host = \"p.web", "hots = \"p.web")))
-    assert error.value.cure == "did you mean host?"
+    assert error.value.cure.startswith("did you mean host")
 
 
 def test_broken_toml_is_refused_with_its_line(file):

@@ -48,7 +48,7 @@ def test_every_cluster_command_names_project_and_manager(step):
         if re.match(r"\s*oc (apply|wait|scale|rollout)\b", line):
             assert f"-n {INSTANCE.project}" in line
         if re.match(r"\s*oc apply", line):
-            assert f"--field-manager=guide/{step.name}" in line
+            assert f"--field-manager={(step.undoes or step).manager}" in line
 
 
 @STEPS
