@@ -42,8 +42,64 @@ def promoted_from(instance: Instance) -> str:
     return instance.deploy.image.partition("promote:")[2]
 
 
+# Promotion
+
+PULLER = "system:image-puller"
+"""OpenShift's role for pulling images of another project."""
+
+
 @step(
-    needs=(environment.check, environment.set, source.check, database.access),
+    needs=(environment.check, environment.set, database.access),
+    wanted=lambda instance: bool(promoted_from(instance)),
+    see="The site answers over HTTPS, from the same image digest that the other instance runs.",
+    otherwise=(
+        ("`ErrImagePull` with `unauthorized` or `authentication required`.",
+         "The pods may not pull from the other project: run the step again, it makes the RoleBinding there."),
+        ("`cannot get resource` for the other project.",
+         "You need the role `admin` in both projects: ask the owner of the other one."),
+        ("`runs no image`", "Deploy the other instance first: `deploy.build` with its name."),
+    ),
+    unconfirmed="That an image stream tag may follow an image of another project at CERN: "
+                "`oc tag OTHER/NAME@DIGEST NAME:latest --dry-run=server` would tell.",
+)
+def promote(instance: Instance, observed: Observed) -> Plan:
+    """Run the image that another instance runs, without building it again."""
+    name, other = instance.app, promoted_from(instance) or "training"
+    yield Require("this instance takes another one's image",
+                  "" if promoted_from(instance) or observed.empty else "it builds its own",
+                  'write image = "promote:NAME" below [deploy] in the instance file')
+    if not promoted_from(instance) and not observed.empty:
+        return
+    theirs = observed.instance(other)
+    project, stream = (theirs.project, theirs.app) if theirs else (f"project-of-{other}", name)
+    digest = digest_in(observed.object("Deployment", stream, project), stream) if theirs else ""
+    yield Require(f"{other} runs an image", "" if digest or observed.empty else f"{other} runs no image that was built",
+                  f"deploy it first: `invoke deploy.build --build={other}`")
+    # The image stays in the other project's registry, so this project's pods must be let in there.
+    yield Apply({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+                 "metadata": {"name": f"{instance.project}-image-puller", "namespace": project},
+                 "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": PULLER},
+                 "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group",
+                               "name": f"system:serviceaccounts:{instance.project}"}]})
+    own = observed.object("ImageStream", name)
+    if not holder(own):
+        moves = "" if digest and digest == newest(own) else f"{other} runs {short(digest) or 'another image'}"
+        if moves or not running_pods(instance, observed):
+            yield enough(instance, observed)
+        yield from before(instance, observed, moves)
+        if moves:
+            yield Patch(Object("ImageStream", name), {"spec": {"tags": tags(own, {
+                "kind": "ImageStreamImage", "namespace": project, "name": f"{stream}@{digest or 'DIGEST'}"})}},
+                f"the tag latest is the image that {other} runs")
+        yield WaitFor(Object("Deployment", name), runs(name, digest), seconds=120)
+    yield from served(instance)
+
+
+# Building
+
+@step(
+    # An instance does one of the two; whoever needs a running app needs this step and so comes after both.
+    needs=(environment.check, environment.set, source.check, database.access, promote),
     wanted=builds,
     see="The site answers over HTTPS, from an image that was built from the branch's newest commit.",
     otherwise=(
@@ -106,59 +162,6 @@ def served(instance: Instance) -> Plan:
         yield Look(instance.url, wanted.proof, what="a page that needs the database")
     if wanted.websocket:
         yield Look(instance.url, wanted.websocket, websocket=True, what="the websocket, through Redis")
-
-
-# Promotion
-
-PULLER = "system:image-puller"
-"""OpenShift's role for pulling images of another project."""
-
-
-@step(
-    needs=(environment.check, environment.set, database.access),
-    wanted=lambda instance: bool(promoted_from(instance)),
-    see="The site answers over HTTPS, from the same image digest that the other instance runs.",
-    otherwise=(
-        ("`ErrImagePull` with `unauthorized` or `authentication required`.",
-         "The pods may not pull from the other project: run the step again, it makes the RoleBinding there."),
-        ("`cannot get resource` for the other project.",
-         "You need the role `admin` in both projects: ask the owner of the other one."),
-        ("`runs no image`", "Deploy the other instance first: `deploy.build` with its name."),
-    ),
-    unconfirmed="That an image stream tag may follow an image of another project at CERN: "
-                "`oc tag OTHER/NAME@DIGEST NAME:latest --dry-run=server` would tell.",
-)
-def promote(instance: Instance, observed: Observed) -> Plan:
-    """Run the image that another instance runs, without building it again."""
-    name, other = instance.app, promoted_from(instance) or "training"
-    yield Require("this instance takes another one's image",
-                  "" if promoted_from(instance) or observed.empty else "it builds its own",
-                  'write image = "promote:NAME" below [deploy] in the instance file')
-    if not promoted_from(instance) and not observed.empty:
-        return
-    theirs = observed.instance(other)
-    project, stream = (theirs.project, theirs.app) if theirs else (f"project-of-{other}", name)
-    digest = digest_in(observed.object("Deployment", stream, project), stream) if theirs else ""
-    yield Require(f"{other} runs an image", "" if digest or observed.empty else f"{other} runs no image that was built",
-                  f"deploy it first: `invoke deploy.build --build={other}`")
-    # The image stays in the other project's registry, so this project's pods must be let in there.
-    yield Apply({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
-                 "metadata": {"name": f"{instance.project}-image-puller", "namespace": project},
-                 "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": PULLER},
-                 "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group",
-                               "name": f"system:serviceaccounts:{instance.project}"}]})
-    own = observed.object("ImageStream", name)
-    if not holder(own):
-        moves = "" if digest and digest == newest(own) else f"{other} runs {short(digest) or 'another image'}"
-        if moves or not running_pods(instance, observed):
-            yield enough(instance, observed)
-        yield from before(instance, observed, moves)
-        if moves:
-            yield Patch(Object("ImageStream", name), {"spec": {"tags": tags(own, {
-                "kind": "ImageStreamImage", "namespace": project, "name": f"{stream}@{digest or 'DIGEST'}"})}},
-                f"the tag latest is the image that {other} runs")
-        yield WaitFor(Object("Deployment", name), runs(name, digest), seconds=120)
-    yield from served(instance)
 
 
 def digest_in(deployment: Manifest | None, container: str) -> str:

@@ -96,7 +96,8 @@ def undone(plan: Sequence[Action], setting: Setting) -> Iterator[str]:
                 yield from commands([Apply(bare, part=True)], setting)
             case Apply():
                 kept = "# It holds data: only when nobody needs it any more." if action.data else ""
-                yield from filter(None, [kept, f"oc delete {_name(action.object)} {setting.namespace} --ignore-not-found"])
+                where = f"-n {action.object.namespace}" if action.object.namespace else setting.namespace
+                yield from filter(None, [kept, f"oc delete {_name(action.object)} {where} --ignore-not-found"])
             case Scale():
                 yield from commands(Scale(action.deployment, 0), setting)
             case Patch() if action.undo is not None:
@@ -138,10 +139,13 @@ def _lines(plan: Sequence[Action], setting: Setting) -> Iterator[str]:
 
 
 def _joined(plan: Sequence[Action]) -> Iterator[Action | list[Apply]]:
-    """Yield the plan with neighbouring manifests together: one command applies them."""
+    """Yield the plan with neighbouring manifests of one project together: one command applies them."""
     together: list[Apply] = []
     for action in plan:
         if isinstance(action, Apply):
+            if together and together[-1].object.namespace != action.object.namespace:
+                yield together
+                together = []
             together.append(action)
             continue
         if together:
@@ -166,7 +170,9 @@ def _(action: list, setting: Setting) -> Iterable[str]:  # type: ignore[type-arg
     text = "---\n".join(_in_heredoc(manifest) if secret else yaml_text(manifest) for manifest in manifests)
     end = _end(text)
     mark = end if secret else quote_end(end)
-    yield f"oc apply --server-side --field-manager={setting.manager} {setting.namespace} -f - <<{mark}"
+    elsewhere = action[0].object.namespace
+    where = f"-n {elsewhere}" if elsewhere else setting.namespace
+    yield f"oc apply --server-side --field-manager={setting.manager} {where} -f - <<{mark}"
     yield text + end
 
 
