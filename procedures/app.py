@@ -6,7 +6,7 @@ import re
 from procedures import project, source
 from runbook.instance import Instance
 from runbook.observed import Observed
-from runbook.plan import Apply, Condition, Credential, Manifest, Object, Plan, Require, WaitFor, secret
+from runbook.plan import Apply, Condition, Credential, Former, Manifest, Object, Plan, Require, WaitFor, secret
 from runbook.step import step
 
 REGISTRY = "image-registry.openshift-image-registry.svc:5000"
@@ -57,8 +57,9 @@ def package_credentials(instance: Instance) -> dict[str, Credential]:
     host = instance.source.private_packages
     user, token = source.TOKEN_KEYS
     kept = f"{instance.app}-build"
-    return {user: Credential("cern-gitlab-user", f"user of the deploy token at {host}", kept, user),
-            token: Credential("cern-gitlab-token", f"deploy token with read_repository at {host}", kept, token)}
+    return {user: Credential("cern-gitlab-user", f"user of the deploy token at {host}", kept, user, former=Former(user)),
+            token: Credential("cern-gitlab-token", f"deploy token with read_repository at {host}", kept, token,
+                              former=Former(token))}
 
 
 @step(
@@ -91,9 +92,14 @@ def create(instance: Instance, observed: Observed) -> Plan:
         yield Apply(secret(f"{instance.app}-source", cloning, labels(instance)) | {"type": "kubernetes.io/basic-auth"})
     if wanted.private_packages:
         yield Apply(secret(f"{instance.app}-build", package_credentials(instance), labels(instance)))
+    others = [found["metadata"]["name"] for found in observed.objects("Route")
+              if found["spec"].get("host") == instance.host and found["metadata"]["name"] != instance.app]
+    yield Require(f"no other Route of the project holds {instance.host}",
+                  f"the Route {', '.join(others)} holds it, and its name cannot be changed" if others else "",
+                  f"`oc delete route {' '.join(others)}`, and run this again at once: in between the site does not answer")
     yield Apply(image_stream(instance))
     yield Apply(build_config(instance))
-    yield Apply(service(instance))
+    yield Apply(service(instance, observed))
     yield Apply(route(instance))
     yield WaitFor(Object("Route", instance.app), admitted, seconds=60)
     yield Apply(deployment(instance, observed))
@@ -117,7 +123,7 @@ def image_stream(instance: Instance) -> Manifest:
 def build_config(instance: Instance) -> Manifest:
     """Return the build config.
 
-    It has no triggers: a re-applied one with an image trigger has started builds of itself (openshift/origin#23696),
+    Its list of triggers is empty: a re-applied one with an image trigger has started builds of itself (openshift/origin#23696),
     and an unattended build of unpinned parts is what the guide warns of. `deploy.build` starts builds.
     """
     wanted = instance.source
@@ -136,6 +142,7 @@ def build_config(instance: Instance) -> Manifest:
             "strategy": {"type": "Source", "sourceStrategy": {
                 "from": {"kind": "ImageStreamTag", "name": wanted.builder, "namespace": "openshift"}}},
             "output": {"to": {"kind": "ImageStreamTag", "name": f"{instance.app}:latest"}},
+            "triggers": [],
             "runPolicy": "Serial",
             "successfulBuildsHistoryLimit": 5,
             "failedBuildsHistoryLimit": 5,
@@ -144,10 +151,20 @@ def build_config(instance: Instance) -> Manifest:
     }
 
 
-def service(instance: Instance) -> Manifest:
-    """Return the Service, with the port name that the console gives."""
+def selector(instance: Instance, observed: Observed) -> dict[str, str]:
+    """Return the labels by which pods are found: those of a Deployment that is there, which cannot change, else our own."""
+    found = observed.object("Deployment", instance.app)
+    labels: dict[str, str] = (found or {"spec": {}})["spec"].get("selector", {}).get("matchLabels", {})
+    return labels or {"app": instance.app}
+
+
+def service(instance: Instance, observed: Observed) -> Manifest:
+    """Return the Service, with the port name that the console gives.
+
+    Its pods are those of the Deployment, also of one that was there before and whose pods do not carry our labels yet.
+    """
     return {"apiVersion": "v1", "kind": "Service", "metadata": _meta(instance),
-            "spec": {"selector": {"app": instance.app},
+            "spec": {"selector": selector(instance, observed),
                      "ports": [{"name": f"{PORT}-tcp", "port": PORT, "protocol": "TCP", "targetPort": PORT}]}}
 
 
@@ -171,7 +188,7 @@ def deployment(instance: Instance, observed: Observed) -> Manifest:
     name = instance.app
     trigger = [{"from": {"kind": "ImageStreamTag", "name": f"{name}:latest"},
                 "fieldPath": f'spec.template.spec.containers[?(@.name=="{name}")].image'}]
-    found = observed.object("Deployment", name)
+    found, chosen = observed.object("Deployment", name), selector(instance, observed)
     container = {
         "name": name,
         "image": image(instance, found, observed.object("ImageStream", name)),
@@ -193,11 +210,11 @@ def deployment(instance: Instance, observed: Observed) -> Manifest:
         "metadata": _meta(instance, {"image.openshift.io/triggers": json.dumps(trigger)}),
         "spec": {
             "replicas": found["spec"].get("replicas", 1) if found else 0,
-            "selector": {"matchLabels": {"app": name}},
+            "selector": {"matchLabels": chosen},
             # Rolling, so that a build that does not start leaves the old pod serving. The old pod does not migrate
             # while the new one does; it may meet the new tables for some seconds, which is the smaller harm.
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-            "template": {"metadata": {"labels": labels(instance)},
+            "template": {"metadata": {"labels": labels(instance) | chosen},
                          "spec": {"containers": [container], "terminationGracePeriodSeconds": 15}},
         },
     }

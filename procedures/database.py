@@ -3,7 +3,7 @@
 from procedures import project
 from runbook.instance import Instance
 from runbook.observed import Observed
-from runbook.plan import Admitted, Answers, Apply, Ask, Credential, Execute, LogIn, Plan, secret
+from runbook.plan import Admitted, Answers, Apply, Ask, Credential, Execute, Former, LogIn, Plan, secret
 from runbook.step import step
 
 PORTAL = "https://dbod.web.cern.ch/"
@@ -19,7 +19,8 @@ def administrator(instance: Instance) -> Credential:
 def app_password(instance: Instance) -> Credential:
     """The password of the role that the app logs in as; made once, kept in the project."""
     return Credential("database", f"password of the database role {instance.database.role}",
-                      secret=f"{instance.app}-database", key="DJANGO_DATABASE_PASSWORD", generated=True)
+                      secret=f"{instance.app}-database", key="DJANGO_DATABASE_PASSWORD", generated=True,
+                      former=Former("DJANGO_DATABASE_PASSWORD", beside=("DJANGO_DATABASE_USER", instance.database.role)))
 
 
 @step(
@@ -82,16 +83,20 @@ def access(instance: Instance, _observed: Observed) -> Plan:
          "`host:port:*:admin:password`, mode 0600; or set a new one on the DBoD page."),
     ),
 )
-def password(instance: Instance, _observed: Observed) -> Plan:
+def password(instance: Instance, observed: Observed) -> Plan:
     """Replace the administrator's password that came by mail."""
     db = instance.database
     mark = "guide: password changed"
+    done = f"SELECT 1 FROM pg_roles WHERE rolname = '{db.administrator}' AND 'application_name={mark}' = ANY (rolconfig)"
+    marks = f"ALTER ROLE \"{db.administrator}\" SET application_name = '{mark}'"
+    if "DJANGO_DATABASE_USER" in observed.former(instance.app):
+        # Set up by hand: a person changed the password then, and pods that serve now may log in with it.
+        yield Execute(marks, unless=done, instead="The mark stays; it says that the password is not the one from the mail.")
+        return
     # The role carries a mark that everybody can read, so that no file has to remember it; both in one transaction.
     yield Execute(
-        f"ALTER ROLE \"{db.administrator}\" PASSWORD '{{verifier}}'; "
-        f"ALTER ROLE \"{db.administrator}\" SET application_name = '{mark}'",
-        unless=f"SELECT 1 FROM pg_roles WHERE rolname = '{db.administrator}' "
-               f"AND 'application_name={mark}' = ANY (rolconfig)",
+        f"ALTER ROLE \"{db.administrator}\" PASSWORD '{{verifier}}'; {marks}",
+        unless=done,
         credential=administrator(instance),
         keep="administrator",
         instead="The former password is not known any more; `--rotate` makes another.",

@@ -11,7 +11,7 @@ from typing import Literal
 from procedures import app, database, redis, source, sso
 from runbook.instance import Instance
 from runbook.observed import File, Observed
-from runbook.plan import Apply, Credential, Manifest, Object, Plan, Require, WaitFor, rolled_out, secret
+from runbook.plan import Apply, Credential, Former, Manifest, Object, Plan, Require, WaitFor, rolled_out, secret
 from runbook.step import step
 
 Need = Literal["required", "optional", "obsolete", "trap"]
@@ -63,7 +63,7 @@ def _own(name: str, label: str, *, generated: bool = False, optional: bool = Fal
     """Return a value that `set` keeps in its own Secret; on the local stack nobody can know it, so it is made up."""
     return lambda instance: Credential(
         name.lower().replace("_", "-"), label, secret=own_secret(instance), key=name,
-        generated=generated or (instance.at == "local" and not optional), optional=optional)
+        generated=generated or (instance.at == "local" and not optional), optional=optional, former=Former(name))
 
 
 def own_secret(instance: Instance) -> str:
@@ -172,6 +172,10 @@ def set(instance: Instance, observed: Observed) -> Plan:  # noqa: A001
     """Set the app's variables on its Deployment."""
     yield Require("[environment] of the instance file holds no secret and no trap",
                   "; ".join(misplaced(instance)), f"mend {instance.path.name or 'the instance file'}")
+    former = observed.former(instance.app)
+    yield Require("every variable that stands on the build config is known here", "; ".join(unknown(instance, former)),
+                  "put it below [environment] of the instance file, or below [secrets] when it is secret: its value is kept")
+    yield Require("the app stays with its database", "; ".join(elsewhere(instance, former)), "mend [database] of the instance file")
     before = observed.object("Deployment", instance.app)
     # What did not run before may need a new build, which comes later: it is not waited for here.
     well = before is None or not rolled_out.test(before)
@@ -180,6 +184,8 @@ def set(instance: Instance, observed: Observed) -> Plan:  # noqa: A001
     yield Apply(secret(own_secret(instance), own, app.labels(instance)))
     # Only now are the Secrets looked at: the one above may just have changed.
     yield Apply(environment_part(instance, values, revisions(values, observed)), part=True)
+    # Last: what a set-up by hand keeps on the build config is in the Secret above by now.
+    yield Apply(no_build_variables(instance), part=True)
     if well:
         yield WaitFor(Object("Deployment", instance.app), rolled_out)
 
@@ -249,6 +255,27 @@ def environment_part(instance: Instance, values: Mapping[str, Value], revision: 
     return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": instance.app},
             "spec": {"template": {"metadata": {"annotations": {REVISIONS: revision}},
                                   "spec": {"containers": [{"name": instance.app, "env": env}]}}}}
+
+
+def no_build_variables(instance: Instance) -> Manifest:
+    """Return the part of the build config that holds no variable: a build would write each into the image, passwords too."""
+    return {"apiVersion": "build.openshift.io/v1", "kind": "BuildConfig", "metadata": {"name": instance.app},
+            "spec": {"strategy": {"sourceStrategy": {"env": []}}}}
+
+
+def unknown(instance: Instance, former: Mapping[str, Manifest]) -> list[str]:
+    """Return the variables of a set-up made by hand that nothing here sets; without effect or for builds only is no loss."""
+    given = variables(instance)
+    dropped = [known.name for known in VARIABLES if known.need == "obsolete" or known.kind == "build"]
+    return [f"{name} stands there and nothing here sets it" for name in former if name not in given and name not in dropped]
+
+
+def elsewhere(instance: Instance, former: Mapping[str, Manifest]) -> list[str]:
+    """Return in what the database of a set-up made by hand differs from that of the instance file."""
+    db = instance.database
+    wanted = {"DJANGO_DATABASE_HOST": db.host, "DJANGO_DATABASE_PORT": str(db.port), "DJANGO_DATABASE_NAME": db.name}
+    return [f"{name} is {former[name]['value']}, the instance file wants {value}" for name, value in wanted.items()
+            if former.get(name, {}).get("value", value) != value]
 
 
 def reference(value: Key | Credential) -> Manifest:

@@ -6,7 +6,7 @@ from typing import Any
 from procedures import project
 from runbook.instance import Instance
 from runbook.observed import Observed
-from runbook.plan import Apply, Credential, Manifest, Object, Plan, Require, WaitFor, rolled_out
+from runbook.plan import Apply, Credential, Former, Manifest, Object, Plan, Require, WaitFor, rolled_out
 from runbook.step import step
 
 TEMPLATE = "redis-ephemeral"
@@ -16,7 +16,7 @@ TEMPLATE = "redis-ephemeral"
 def password(instance: Instance) -> Credential:
     """The password of the Redis server; letters and digits only, because the app builds a URL from it."""
     return Credential("redis", "password of the Redis server", secret=instance.redis.name, key="database-password",
-                      generated=True)
+                      generated=True, former=Former("REDIS_PASSWORD"))
 
 
 @step(

@@ -3,7 +3,7 @@
 from procedures import project
 from runbook.instance import Instance
 from runbook.observed import Observed
-from runbook.plan import Apply, Ask, Credential, Plan
+from runbook.plan import Apply, Ask, Credential, Former, Plan
 from runbook.plan import secret as secret_manifest
 from runbook.step import step
 
@@ -13,13 +13,15 @@ PORTAL = "https://application-portal.web.cern.ch/"
 def client_id(instance: Instance) -> Credential:
     """The Client ID of the registration."""
     return Credential("cern-sso-registration-client-id", "Client ID of the registration",
-                      secret=f"{instance.app}-sso", key="CERN_SSO_REGISTRATION_CLIENT_ID")
+                      secret=f"{instance.app}-sso", key="CERN_SSO_REGISTRATION_CLIENT_ID",
+                      former=Former("CERN_SSO_REGISTRATION_CLIENT_ID"))
 
 
 def client_secret(instance: Instance) -> Credential:
     """The Client Secret of the registration."""
     return Credential("cern-sso-registration-client-secret", "Client Secret of the registration",
-                      secret=f"{instance.app}-sso", key="CERN_SSO_REGISTRATION_CLIENT_SECRET")
+                      secret=f"{instance.app}-sso", key="CERN_SSO_REGISTRATION_CLIENT_SECRET",
+                      former=Former("CERN_SSO_REGISTRATION_CLIENT_SECRET"))
 
 
 @step(

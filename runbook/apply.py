@@ -9,7 +9,7 @@ from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
-from runbook import admission, claims, pods
+from runbook import admission, adoption, claims, pods
 from runbook.connections import Connections
 from runbook.diff import Difference, State, compare, look, proved, wire
 from runbook.errors import Conflict, GuideError, Unknown, WaitingForPerson
@@ -50,6 +50,9 @@ def carry_out(action: Action, _difference: Difference, _connections: Connections
 def _(action: Apply, difference: Difference, connections: Connections, manager: str, _tell: Tell) -> Manifest:
     manifest, _ = wire(action, connections, manager, make=True)
     force = connections.flags.force or difference.taken
+    live = connections.cluster.get(action.object) if connections.flags.force else None
+    if live and (excluding := adoption.choices(live, manifest)):
+        _hand_over(live, adoption.moved(live, excluding, manager), action.object, connections)
     try:
         return connections.cluster.apply(manifest, manager, force=force)
     except Conflict as error:
@@ -57,6 +60,31 @@ def _(action: Apply, difference: Difference, connections: Connections, manager: 
                           for f in difference.fields if f.manager)
         raise Conflict(f"{action.object}: {error.found}" + (f"\n{shown}" if shown else ""),
                        "`--force` takes these fields over") from error
+
+
+def _hand_over(live: Manifest, entries: list[Manifest], wanted: Object, connections: Connections) -> None:
+    """Write down who manages the fields of an object; nothing else of it changes, and nothing if it changed meanwhile."""
+    patch = [{"op": "test", "path": "/metadata/resourceVersion", "value": live["metadata"]["resourceVersion"]},
+             {"op": "replace", "path": "/metadata/managedFields", "value": entries}]
+    connections.cluster.request("PATCH", connections.cluster.path(wanted), patch, content="application/json-patch+json",
+                                query={"fieldManager": adoption.MANAGER})
+
+
+def take_over(wanted: Object, connections: Connections) -> str:
+    """Take out of an object what people's tools set and no step names; return what was taken out, "" when nothing was theirs."""
+    live = connections.cluster.get(wanted)
+    theirs = adoption.people(live)
+    if live is None or not theirs:
+        return ""
+    entries, left = adoption.released(live)
+    _hand_over(live, entries, wanted, connections)
+    if left:
+        bare = {"apiVersion": live["apiVersion"], "kind": live["kind"], "metadata": {"name": wanted.name}}
+        try:
+            connections.cluster.apply(bare, adoption.MANAGER)
+        except GuideError as error:
+            left = [f"{len(left)} fields stay, the server wants them: {error.found}"]
+    return f"{wanted} taken over from {', '.join(theirs)}" + (f"; taken out: {', '.join(left)}" if left else "")
 
 
 @carry_out.register
@@ -117,9 +145,8 @@ def explained(error: GuideError, deployment: str, connections: Connections) -> G
         name = pod["metadata"]["name"]
         container = pod["spec"]["containers"][0]["name"]
         log = connections.cluster.log(name, container, previous=True) or connections.cluster.log(name, container)
-        probe = pods.unhealthy(connections, name)
-        if probe:
-            return GuideError(f"{error.found}\npod {name}: {probe}")
+        if probe := pods.unhealthy(connections, name):  # What the log does not know of.
+            return error if probe in error.found else GuideError(f"{error.found}\npod {name}: {probe}")
         if not log.strip():
             continue
         last = "\n".join("  | " + line for line in log.strip().splitlines()[-8:])

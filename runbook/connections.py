@@ -23,7 +23,7 @@ from runbook.errors import GuideError, Unknown, WaitingForPerson
 from runbook.instance import Instance, find, load
 from runbook.lease import Lease
 from runbook.observed import Observed, Question
-from runbook.plan import Credential, Object, Show
+from runbook.plan import Credential, Manifest, Object, Show
 from runbook.target import Target
 
 
@@ -158,7 +158,25 @@ class Connections:
             return None
         found = self.observed.object("Secret", wanted.secret) or {}
         encoded = (found.get("data") or {}).get(wanted.key)
-        return None if encoded is None else Hidden(base64.b64decode(encoded).decode())
+        return self._former(wanted) if encoded is None else Hidden(base64.b64decode(encoded).decode())
+
+    def _former(self, wanted: Credential) -> Hidden | None:
+        """Return the value that a set-up made by hand has: what works already is kept."""
+        if not wanted.former:
+            return None
+        variables = self.observed.former(self.instance.app)
+        beside, value = wanted.former.beside
+        if beside and self._entry(variables.get(beside, {})) != Hidden(value):
+            return None
+        return self._entry(variables.get(wanted.former.variable, {}))
+
+    def _entry(self, entry: Manifest) -> Hidden | None:
+        """Return the value of a variable: its own, or that of the Secret which it refers to."""
+        reference = (entry.get("valueFrom") or {}).get("secretKeyRef")
+        if not reference:
+            return Hidden(entry["value"]) if entry.get("value") else None
+        data = (self.observed.object("Secret", reference["name"]) or {}).get("data") or {}
+        return Hidden(base64.b64decode(data[reference["key"]]).decode()) if reference["key"] in data else None
 
     def resolve(self, wanted: Credential) -> Hidden:
         """Return a credential's value: given, kept, asked for, or made.

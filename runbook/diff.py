@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import base64
 import copy
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import singledispatch
 from typing import Any
 
-from runbook import admission, pods
-from runbook.clients.cluster import Refused
+from runbook import admission, adoption, pods
+from runbook.clients.cluster import Cluster, Refused
 from runbook.connections import Connections
 from runbook.errors import Conflict, GuideError, Unknown, Unreachable
 from runbook.plan import (
@@ -101,21 +102,77 @@ def _(action: Apply, connections: Connections, manager: str) -> Difference:
         state = State.NEW if action.part else State.MISSING
         return Difference(state, str(wanted), note="is not there")
     manifest, unknown = wire(action, connections, manager, make=False)
+    ours = any(entry.get("manager") == manager for entry in live["metadata"].get("managedFields", []))
+    conflicts: list[tuple[str, str]] = []
+    excluded = False
     try:
-        after, conflicts = cluster.apply(manifest, manager, dry=True), []
+        after = cluster.apply(manifest, manager, dry=True)
     except Conflict as error:
         conflicts = list(getattr(error, "conflicts", []))
-        after = cluster.apply(manifest, manager, dry=True, force=True)
-    managers = dict(conflicts)
-    fields = [Field(f.path, f.found, f.wanted, managers.get("." + f.path, "")) for f in differing(live, after)]
+        after = _forced(live, manifest, cluster, manager)
+    except Refused as error:
+        # A probe of another kind, say: the server takes it only once the other's is given up.
+        if error.status != 422 or ours or not adoption.choices(live, manifest):
+            raise
+        excluded, after = True, merged(live, manifest)
+    managers = {f".{path}": who for path, who in adoption.owners(live).items()} | dict(conflicts)
+    fields = [Field(f.path, f.found, f.wanted, _whose(f.path, managers)) for f in differing(live, after)]
     fields += [Field(f"stringData.{key}", "(none)", "(secret)") for key in unknown]
     fields += [Field(path.lstrip("."), "(as wanted)", "(as wanted)", who) for path, who in conflicts
                if path.lstrip(".") not in {f.path for f in fields}]
     if not fields:
         return Difference(State.DONE, str(wanted))
-    ours = any(entry.get("manager") == manager for entry in live["metadata"].get("managedFields", []))
-    return Difference(State.DRIFTED if ours else State.MISSING, str(wanted), tuple(fields),
-                      taken=bool(conflicts) and ours, foreign=bool(conflicts) and not ours)
+    theirs = [] if ours else adoption.people(live)
+    note = f"{', '.join(theirs)} set it; {matching(live, manifest)} of the step's fields are as wanted" if theirs else ""
+    return Difference(State.DRIFTED if ours else State.MISSING, str(wanted), tuple(fields), note,
+                      taken=bool(conflicts) and ours, foreign=(bool(conflicts) or excluded) and not ours)
+
+
+def _forced(live: Manifest, manifest: Manifest, cluster: Cluster, manager: str) -> Manifest:
+    """Return the object as a forced apply would leave it."""
+    try:
+        return cluster.apply(manifest, manager, dry=True, force=True)
+    except Refused as error:
+        if error.status != 422 or not adoption.choices(live, manifest):
+            raise
+        return merged(live, manifest)
+
+
+def merged(live: Manifest, manifest: Manifest) -> Manifest:
+    """Return what an object becomes when a manifest is laid over it; fields that exclude each other are replaced whole."""
+    return {**live, **{key: _laid_over(live.get(key), value, key) for key, value in manifest.items()}}
+
+
+def _laid_over(live: Any, wanted: Any, name: str = "") -> Any:
+    if isinstance(wanted, dict) and isinstance(live, dict) and name not in adoption.CHOICES:
+        return live | {key: _laid_over(live.get(key), value, key) for key, value in wanted.items()}
+    if isinstance(wanted, list) and isinstance(live, list) and (key := _list_key([*live, *wanted])):
+        items = {item[key]: item for item in live}
+        whole = name in ("env", "volumes")
+        return list((items | {item[key]: item if whole else _laid_over(items.get(item[key]), item) for item in wanted}).values())
+    return wanted
+
+
+def matching(live: Any, wanted: Any) -> str:
+    """Return how many of a manifest's fields an object has already: `12 of 15`."""
+    def leaves(found: Any, asked: Any) -> Iterator[bool]:
+        if isinstance(asked, dict) and asked:
+            for key, value in asked.items():
+                yield from leaves(found.get(key) if isinstance(found, dict) else None, value)
+        elif isinstance(asked, list) and (key := _list_key(asked)):
+            there = {item.get(key): item for item in found or [] if isinstance(item, dict)}
+            for item in asked:
+                yield from leaves(there.get(item[key]), item)
+        else:
+            yield found == asked
+
+    seen = list(leaves(live, wanted))
+    return f"{sum(seen)} of {len(seen)}"
+
+
+def _whose(path: str, managers: Mapping[str, str]) -> str:
+    """Return who manages a field, or what is inside it."""
+    return next((who for known, who in managers.items() if known == f".{path}" or known.startswith((f".{path}.", f".{path}["))), "")
 
 
 @compare.register
@@ -227,7 +284,9 @@ def _(action: Patch, connections: Connections, _manager: str) -> Difference:
     if live is None:
         return Difference(State.NEW, action.what, note=f"{wanted} is not there")
     fields = tuple(_unlike("", live, action.fields))
-    return Difference(State.MISSING if fields else State.DONE, action.what, fields)
+    who = ", ".join(adoption.people(live)) if action.foreign else ""
+    fields = tuple(Field(f.path, f.found, f.wanted, who) for f in fields)
+    return Difference(State.MISSING if fields else State.DONE, action.what, fields, foreign=action.foreign and bool(fields))
 
 
 def _unlike(path: str, live: Any, wanted: Any) -> Iterator[Field]:
@@ -284,7 +343,9 @@ def wire(action: Apply, connections: Connections, manager: str, *, make: bool) -
             data[key] = base64.b64encode(str(value).encode()).decode()
     if manifest["kind"] == "Secret":
         manifest["data"] = manifest.get("data", {}) | data
-    return manifest, unknown
+    wanted = action.object
+    live = None if action.part else connections.observed.object(wanted.kind, wanted.name, wanted.namespace)
+    return adoption.kept(manifest, live), unknown
 
 
 IGNORED = {"managedFields", "resourceVersion", "generation", "uid", "creationTimestamp"}
@@ -300,7 +361,22 @@ def differing(live: Manifest, after: Manifest) -> list[Field]:
     if live.get("kind") == "Secret":
         return [Field(f.path, "(secret)" if f.found is not None else None, "(another)") if f.path.startswith("data.")
                 else f for f in fields]
-    return fields
+    referred = {f.path.removesuffix("From") for f in fields if f.path.endswith(".valueFrom")}
+    return [Field(f.path, _masked(f.found, secret=f.path in referred), _masked(f.wanted, secret=f.path in referred))
+            if ENV.search(f.path) else f for f in fields]
+
+
+ENV = re.compile(r"\.env(\[[^]]*\](\.value)?)?$")
+"""The path of a list of variables, of one variable, or of its value."""
+
+
+def _masked(value: Any, *, secret: bool) -> Any:
+    """Return variables without their values: what people put there may be a password."""
+    if isinstance(value, list):
+        return [item.get("name") if isinstance(item, dict) else item for item in value]
+    if isinstance(value, dict):
+        return {"name": value.get("name")}
+    return "(secret)" if secret and value is not None else value
 
 
 def _walk(path: str, live: Any, after: Any) -> Iterator[Field]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from runbook.errors import Unknown
 from runbook.instance import Instance
 from runbook.plan import Manifest, Object
 
@@ -52,6 +53,15 @@ class Observed:
         """Return an object of the project (or of another namespace), None when there is none."""
         found: Manifest | None = self._ask(Object(kind, name, namespace))
         return found
+
+    def former(self, app: str) -> dict[str, Manifest]:
+        """Return the variables that a set-up made by hand gave the app on its build config: name and entry."""
+        try:
+            config = self.object("BuildConfig", app) or {}
+        except Unknown:  # So a project that is not there yet answers to an ordinary user.
+            return {}
+        strategy = config.get("spec", {}).get("strategy", {}).get("sourceStrategy") or {}
+        return {entry["name"]: entry for entry in strategy.get("env") or []}
 
     def objects(self, kind: str, selector: str = "") -> list[Manifest]:
         """Return the project's objects of a kind that carry the labels."""

@@ -13,6 +13,15 @@ Manifest = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class Former:
+    """Where a set-up made by hand keeps a value: a variable on the build config, or the Secret that it refers to."""
+
+    variable: str
+    beside: tuple[str, str] = ("", "")
+    """Another variable and the value that it must have, such as the role whose password it is."""
+
+
+@dataclass(frozen=True)
 class Credential:
     """A secret value by reference: found in the environment, else in the cluster's Secret, else asked for or made.
 
@@ -29,6 +38,8 @@ class Credential:
     """Whether the guide may make it up when nobody gives one."""
     optional: bool = False
     """Whether an empty value will do: nothing is asked for then."""
+    former: Former | None = None
+    """Where a set-up made by hand has it: it is kept, not made anew."""
 
     @property
     def variable(self) -> str:
@@ -256,6 +267,8 @@ class Patch:
     fields: Manifest
     what: str
     undo: Manifest | None = None
+    foreign: bool = False
+    """Whether the object is somebody else's, so that only `--force` sets anything on it."""
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from runbook.apply import Tell, carry_out, undo
+from runbook.apply import Tell, carry_out, take_over, undo
 from runbook.connections import Connections, Flags
 from runbook.diff import Difference, Standing, State, compare, refusal, summed
 from runbook.errors import Conflict, GuideError, Unknown, Unmet
-from runbook.plan import MANAGED_BY, Action, Apply, Confirm, Inside, Log, Look, Shell, Show, StartBuild, WaitFor
+from runbook.plan import MANAGED_BY, Action, Apply, Confirm, Inside, Log, Look, Object, Shell, Show, StartBuild, WaitFor
 from runbook.step import Runbook, Step
 
 
@@ -32,6 +32,8 @@ class Run:
     connections: Connections
     put_off: list[tuple[WaitFor, str]] = field(default_factory=list)
     deferring: bool = False
+    applied: dict[Object, None] = field(default_factory=dict)
+    """What a forced run of the whole guide takes over from others, in order, once every step has set its part."""
 
     def step(self, wanted: Step, options: Mapping[str, Any], tell: Tell) -> Outcome:
         """Bring about what a step wants."""
@@ -52,7 +54,12 @@ class Run:
         return Outcome(wanted.name, "changed" if changed else "unchanged", time.monotonic() - started, detail)
 
     def finish(self, tell: Tell) -> None:
-        """Wait for what was put off."""
+        """Take over what others made, then wait for what was put off."""
+        taken, self.applied = list(self.applied), {}
+        for wanted in taken:
+            if said := take_over(wanted, self.connections):
+                self.connections.changed()
+                self.connections.say(said)
         waits, self.put_off = self.put_off, []
         for wait, name in {(w.object, w.condition.name): (w, name) for w, name in waits}.values():
             try:
@@ -66,6 +73,8 @@ class Run:
         if isinstance(action, WaitFor) and self.deferring:
             self.put_off.append((action, wanted.name))
             return False, None
+        if isinstance(action, Apply) and self.deferring and connections.flags.force:
+            self.applied[action.object] = None
         if isinstance(action, Look | Inside) or (isinstance(action, StartBuild) and action.because):
             self.finish(tell)
         if isinstance(action, Show | Log | Shell | Confirm):  # They change nothing, so there is nothing to compare.

@@ -35,7 +35,7 @@ def test_the_objects_of_an_app(plan, instance, named):
         "kind": "ImageStreamTag", "name": "python:3.12-ubi9", "namespace": "openshift"}
     assert spec["output"]["to"] == {"kind": "ImageStreamTag", "name": "certification-helper:latest"}
     assert spec["runPolicy"] == "Serial"
-    assert "triggers" not in spec, "an image trigger starts builds of itself"
+    assert spec["triggers"] == [], "an image trigger starts builds of itself"
     assert "env" not in spec["strategy"]["sourceStrategy"], "it would stay in the image"
 
 
@@ -163,3 +163,21 @@ def test_the_routers_word_on_a_host(found, seen, failed):
 def test_the_route_is_waited_for(plan, instance):
     (wait,) = [value for value in plan(app.create, instance) if isinstance(value, WaitFor)]
     assert (wait.object, wait.condition) == (Object("Route", "certification-helper"), app.admitted)
+
+
+def test_labels_by_which_pods_are_found_stay_as_a_deployment_by_hand_has_them(plan, instance, named):
+    """They cannot be changed; the pods carry them, and the Service finds old and new pods alike."""
+    chosen = {"app": "certification-helper", "deployment": "certification-helper"}
+    there = {"metadata": {}, "spec": {"replicas": 1, "selector": {"matchLabels": chosen},
+                                      "template": {"spec": {"containers": [{"name": "certification-helper", "image": "i"}]}}}}
+    values = plan(app.create, instance, {Object("Deployment", "certification-helper"): there})
+    deployment = named(values, "Deployment")
+    assert deployment["spec"]["selector"]["matchLabels"] == chosen
+    assert deployment["spec"]["template"]["metadata"]["labels"].items() >= chosen.items()
+    assert named(values, "Service")["spec"]["selector"] == chosen
+
+
+def test_a_host_that_another_route_of_the_project_holds_is_named(plan, instance, unmet):
+    other = {"metadata": {"name": "dev-certhelper"}, "spec": {"host": instance.host}}
+    (found,) = [f for f in unmet(plan(app.create, instance, {Object("Route", "*"): [other]})) if "Route" in f]
+    assert "dev-certhelper" in found

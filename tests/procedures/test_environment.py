@@ -7,7 +7,7 @@ import pytest
 
 from procedures import database, environment, redis, source, sso
 from runbook.observed import File, Observed, Source
-from runbook.plan import Apply, Credential, Object, Require, WaitFor
+from runbook.plan import Apply, Credential, Former, Object, Require, WaitFor
 
 PLAIN = {"DJANGO_ALLOWED_HOSTS": "dev-certhelper.web.cern.ch", "CSRF_TRUSTED_ORIGINS": "https://dev-certhelper.web.cern.ch",
          "DJANGO_DEBUG": "False", "PGSSLMODE": "require", "REDIS_HOST": "redis"}
@@ -58,7 +58,29 @@ def test_only_the_environment_is_applied_to_the_deployment(plan, instance, named
     assert named(values, "Deployment").keys() == {"apiVersion", "kind", "metadata", "spec"}
     (container,) = named(values, "Deployment")["spec"]["template"]["spec"]["containers"]
     assert container.keys() == {"name", "env"}
-    assert [value.part for value in values if isinstance(value, Apply)] == [False, True]
+    assert [value.part for value in values if isinstance(value, Apply)] == [False, True, True]
+
+
+def test_no_variable_stays_on_the_build_config_and_that_comes_last(plan, instance):
+    """What a set-up by hand keeps there is copied into a Secret first."""
+    last = [value for value in plan(environment.set, instance) if isinstance(value, Apply)][-1]
+    assert last.manifest["kind"] == "BuildConfig" and last.manifest["spec"] == {"strategy": {"sourceStrategy": {"env": []}}}
+
+
+def former(**entries):
+    env = [{"name": name, "value": value} for name, value in entries.items()]
+    return {Object("BuildConfig", "certification-helper"): {"spec": {"strategy": {"sourceStrategy": {"env": env}}}}, "source": None}
+
+
+def test_a_variable_that_nothing_here_sets_is_not_lost_without_a_word(plan, instance, unmet):
+    known = former(SITE_ID="3", DJANGO_EMAIL_HOST="smtp.cern.ch", CERN_GITLAB_USER="me", DJANGO_DEBUG="False")
+    assert unmet(plan(environment.set, instance, known)) == ["SITE_ID stands there and nothing here sets it"]
+    assert unmet(plan(environment.set, dataclasses.replace(instance, environment={"SITE_ID": "3"}), known)) == []
+
+
+def test_the_app_is_not_moved_to_another_database_without_a_word(plan, instance, unmet):
+    (found,) = unmet(plan(environment.set, instance, former(DJANGO_DATABASE_HOST="dbod-other.cern.ch", DJANGO_DATABASE_PORT="6611")))
+    assert found == "DJANGO_DATABASE_HOST is dbod-other.cern.ch, the instance file wants dbod-devcertdb.cern.ch"
 
 
 def test_what_may_be_missing_is_left_out_of_the_pod(plan, instance, named):
@@ -71,7 +93,8 @@ def test_secrets_for_remote_scripts_are_asked_for(plan, instance, named):
     instance = dataclasses.replace(instance, secrets={"VOCMS_PASSWORD": "password at vocms"})
     values = plan(environment.set, instance)
     kept = named(values, "Secret")["stringData"]["VOCMS_PASSWORD"]
-    assert kept == Credential("vocms-password", "password at vocms", "certification-helper-environment", "VOCMS_PASSWORD")
+    assert kept == Credential("vocms-password", "password at vocms", "certification-helper-environment", "VOCMS_PASSWORD",
+                              former=Former("VOCMS_PASSWORD"))
     assert {"name": "VOCMS_PASSWORD", "valueFrom": {"secretKeyRef": {
         "name": "certification-helper-environment", "key": "VOCMS_PASSWORD"}}} in env(values, named)
 
@@ -122,7 +145,7 @@ def test_a_changed_secret_changes_the_pod_template(instance):
         if isinstance(value, Apply) and not value.part:
             revision["certification-helper-environment"] = "2"
             observed.forget()
-        elif isinstance(value, Apply):
+        elif isinstance(value, Apply) and value.object.kind == "Deployment":
             annotations = value.manifest["spec"]["template"]["metadata"]["annotations"]
             assert annotations == {"guide/secrets": "certification-helper-environment=2,redis=7"}
 
