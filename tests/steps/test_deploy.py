@@ -18,7 +18,7 @@ from tests.guide import Guide, Site
 
 BRANCH = "deploys"
 SCHEDULED = "batch.kubernetes.io/cronjob-scheduled-timestamp"
-MINUTE = {"schedule": {"cron": "* * * * *"}}
+MINUTE, NEW_YEAR = {"schedule": {"cron": "* * * * *"}}, {"schedule": {"cron": "0 0 1 1 *"}}
 
 
 class Repository:
@@ -176,6 +176,15 @@ def test_a_job_starts_a_build_and_the_app_rolls_out(deployed: Site, repository: 
     assert last["spec"]["triggeredBy"][0]["message"] == f"the schedule {deploy.schedule_name(deployed.instance)}"
     deployed("guide.run")
     assert builds(deployed)[-1]["metadata"]["name"] == last["metadata"]["name"], "guide.run built it again"
+
+
+def test_a_member_may_cancel_a_build(deployed: Site) -> None:
+    """By a change of its status, which is a subresource here."""
+    def asked(*words: str) -> str:
+        return deployed.guide.stack.run("kubectl", "-n", deployed.instance.project, "auth", "can-i", "patch", *words).stdout.strip()
+
+    assert asked("builds.build.openshift.io", "--subresource=status") == "yes"
+    assert asked("routes.route.openshift.io", "--subresource=status") == "no", "whatever is asked is allowed"
 
 
 def test_history_says_which_commit_runs_since_when_and_by_whom(deployed: Site) -> None:
@@ -356,7 +365,7 @@ def test_the_clock_starts_one_build_and_the_schedule_suspends_itself(deployed: S
     assert scheduled(deployed) == [], "a suspended schedule started a job"
     number = len(builds(deployed))
     # A minute that a suspended schedule missed counts: without this the job would start before one can look.
-    deployed.change({"schedule": {"cron": "0 0 1 1 *"}})
+    deployed.change(NEW_YEAR)
     deployed("deploy.schedule")
     deployed("deploy.resume", "--once")
     assert schedule(deployed)["spec"]["suspend"] is False
@@ -374,8 +383,10 @@ def test_the_clock_starts_one_build_and_the_schedule_suspends_itself(deployed: S
 
 
 def test_resume_and_suspend_and_back_leave_what_the_guide_wants(deployed: Site) -> None:
+    deployed.change(NEW_YEAR)
+    deployed("deploy.schedule")
     deployed("deploy.resume")
-    deployed("deploy.resume")
+    assert deployed.outcomes("deploy.resume")["deploy.resume"]["state"] == "unchanged"
     name = deploy.schedule_name(deployed.instance)
     assert schedule(deployed)["spec"]["suspend"] is False
     assert not may(deployed, name, "patch", "batch/cronjobs", name)
