@@ -100,7 +100,7 @@ def create(instance: Instance, observed: Observed) -> Plan:
     yield Apply(image_stream(instance))
     yield Apply(build_config(instance))
     yield Apply(service(instance, observed))
-    yield Apply(route(instance))
+    yield Apply(route(instance, observed))
     yield WaitFor(Object("Route", instance.app), admitted, seconds=60)
     yield Apply(deployment(instance, observed))
 
@@ -168,14 +168,27 @@ def service(instance: Instance, observed: Observed) -> Manifest:
                      "ports": [{"name": f"{PORT}-tcp", "port": PORT, "protocol": "TCP", "targetPort": PORT}]}}
 
 
-def route(instance: Instance) -> Manifest:
+def proxy(instance: Instance) -> str:
+    """Return the name of the objects of the proxy before the app, which `nginx.add` makes."""
+    return f"{instance.app}-nginx"
+
+
+def target(name: str) -> Manifest:
+    """Return where a Route leads."""
+    return {"kind": "Service", "name": name, "weight": 100}
+
+
+def route(instance: Instance, observed: Observed) -> Manifest:
     """Return the Route: TLS ends at the router, plain HTTP is redirected.
 
-    It never sets `haproxy.router.openshift.io/ip_whitelist`: who may visit the site is another step's field.
+    It leads to the app, unless a proxy is wanted and has been put before it. It never sets
+    `haproxy.router.openshift.io/ip_whitelist`: who may visit the site is another step's field.
     """
+    leads = (observed.object("Route", instance.app) or {"spec": {}})["spec"].get("to", {}).get("name")
+    through = instance.nginx.wanted and leads == proxy(instance)
     return {"apiVersion": "route.openshift.io/v1", "kind": "Route",
             "metadata": _meta(instance, {"haproxy.router.openshift.io/timeout": instance.deploy.timeout}),
-            "spec": {"host": instance.host, "to": {"kind": "Service", "name": instance.app, "weight": 100},
+            "spec": {"host": instance.host, "to": target(proxy(instance) if through else instance.app),
                      "port": {"targetPort": f"{PORT}-tcp"},
                      "tls": {"termination": "edge", "insecureEdgeTerminationPolicy": "Redirect"}}}
 

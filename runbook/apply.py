@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from collections.abc import Callable
@@ -184,9 +185,11 @@ def _(action: Ask, _difference: Difference, connections: Connections, _manager: 
 
 def _ask(action: Ask, connections: Connections) -> None:
     """Say to a person what to do, and go on when somebody is at the terminal to do it."""
+    if isinstance(action.until, Admitted) and not admission.tried(action.until, connections):
+        return  # Only trying tells, so it is tried before anybody is asked.
     lines = [action.deed, f"  where: {action.where}", *(f"  {key}: {value}" for key, value in action.values.items() if value)]
     if not sys.stdin.isatty():
-        raise WaitingForPerson("a person has to act:\n" + "\n".join(lines), "afterwards run the same command again")
+        raise WaitingForPerson("a person has to act:\n" + "\n".join(lines), f"when it is done: `{connections.resume}`")
     sys.stderr.write("\n".join(lines) + "\nWaiting until it is done; Ctrl-C stops, and the same command goes on later.\n")
     for credential in action.gives.values():
         connections.resolve(credential)
@@ -247,8 +250,9 @@ def _(action: Scale, _difference: Difference, connections: Connections, manager:
 
 @carry_out.register
 def _(action: Patch, _difference: Difference, connections: Connections, manager: str, _tell: Tell) -> None:
+    owner = f"guide/{action.owner}" if action.owner else manager
     connections.cluster.request("PATCH", connections.cluster.path(action.object), action.fields,
-                                content="application/merge-patch+json", query={"fieldManager": manager})
+                                content="application/merge-patch+json", query={"fieldManager": owner})
 
 
 @carry_out.register
@@ -346,7 +350,7 @@ def undo(action: Action, connections: Connections, manager: str) -> tuple[bool, 
     if isinstance(action, Scale):
         return _scale_to_zero(action, connections, manager)
     if isinstance(action, Patch) and action.undo is not None:
-        back = Patch(action.object, action.undo, action.what)
+        back = dataclasses.replace(action, fields=action.undo)
         if connections.observed.object(action.object.kind, action.object.name, action.object.namespace) is None \
                 or compare(back, connections, manager).state is State.DONE:
             return False, ""

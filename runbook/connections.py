@@ -101,6 +101,11 @@ class Connections:
         return Web(self.target.ca)
 
     @cached_property
+    def outside(self) -> Web:
+        """The web as seen from outside CERN: on the local stack through the listener that plays that."""
+        return Web(self.target.ca, int(self.target.facts.get("outside_port", 0)))
+
+    @cached_property
     def portal(self) -> Portal | None:
         """The stand-in that plays the person, on the local stack only."""
         return Portal(self.web, self.target.portal, self.target.token) if self.target.portal else None
@@ -119,6 +124,12 @@ class Connections:
     def observed(self) -> Observed:
         """What is there now."""
         return Observed(self._answer)
+
+    @property
+    def resume(self) -> str:
+        """The command that goes on where this one stops."""
+        force = " --force" if self.flags.force else ""
+        return f"invoke {self.command} --build={self.instance.name} --target={self.target.name}{force}"
 
     def changed(self) -> None:
         """Say that something was changed: what was observed is asked again."""

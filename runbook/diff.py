@@ -84,6 +84,8 @@ class Difference:
     cure: str = ""
     taken: bool = False
     """Whether somebody else manages fields that the step set before: drift, which a run takes back."""
+    looks: bool = False
+    """Whether it only looks at the running app: what is seen may be what a later step repairs."""
     foreign: bool = False
     """Whether somebody else manages fields of an object that this step never touched: only `--force` takes them."""
 
@@ -119,7 +121,7 @@ def _(action: Apply, connections: Connections, manager: str) -> Difference:
     fields = [Field(f.path, f.found, f.wanted, _whose(f.path, managers)) for f in differing(live, after)]
     fields += [Field(f"stringData.{key}", "(none)", "(secret)") for key in unknown]
     fields += [Field(path.lstrip("."), "(as wanted)", "(as wanted)", who) for path, who in conflicts
-               if path.lstrip(".") not in {f.path for f in fields}]
+               if not any(_about(f".{f.path}", path) for f in fields)]
     if not fields:
         return Difference(State.DONE, str(wanted))
     theirs = [] if ours else adoption.people(live)
@@ -171,8 +173,14 @@ def matching(live: Any, wanted: Any) -> str:
 
 
 def _whose(path: str, managers: Mapping[str, str]) -> str:
-    """Return who manages a field, or what is inside it."""
-    return next((who for known, who in managers.items() if known == f".{path}" or known.startswith((f".{path}.", f".{path}["))), "")
+    """Return who manages a field, what it is inside, or what is inside it."""
+    return next((who for known, who in managers.items() if _about(f".{path}", known)), "")
+
+
+def _about(one: str, other: str) -> bool:
+    """Return whether one path is the other, or inside it, or around it."""
+    short, long = sorted((one, other), key=len)
+    return long == short or long.startswith((f"{short}.", f"{short}["))
 
 
 @compare.register
@@ -258,7 +266,7 @@ def _(action: Scale, connections: Connections, _manager: str) -> Difference:
 @compare.register
 def _(action: Look, connections: Connections, _manager: str) -> Difference:
     note = look(action, connections)
-    return Difference(State.DONE if not note else State.WAITING, action.what or action.url + action.path, note=note)
+    return Difference(State.DONE if not note else State.WAITING, action.what or action.url + action.path, note=note, looks=True)
 
 
 def look(action: Look, connections: Connections) -> str:
@@ -269,9 +277,12 @@ def look(action: Look, connections: Connections) -> str:
             text = "are you there?"
             answer = connections.web.echo(address, text)
             return "" if text in answer else f"{address} answers {answer[:200]!r} to {text!r}"
-        status, text = connections.web.request("GET", address)
+        web = connections.outside if action.outside else connections.web
+        status, text = web.request("GET", address)
     except Unreachable as error:
-        return error.found
+        return "" if action.refused else error.found
+    if action.refused:
+        return f"{address} answers {status}, and should not"
     if status not in action.status:
         return f"{address} answers {status}"
     return "" if action.contains in text else f"{address} does not contain {action.contains!r}"
@@ -305,7 +316,7 @@ def _(action: Inside, connections: Connections, _manager: str) -> Difference:
         return Difference(State.MISSING, action.what)  # An order, not a state: there is nothing to compare.
     note = pods.look_inside(action, connections)
     state = State.DONE if not note else State.MISSING if action.unless else State.WAITING
-    return Difference(state, action.what, note=note)
+    return Difference(state, action.what, note=note, looks=not action.unless)
 
 
 @compare.register
@@ -428,8 +439,10 @@ def summed(differences: list[Difference]) -> State:
 
 
 def _half_there(differences: list[Difference]) -> bool:
-    made = ("Secret", "Service", "Deployment", "Route", "CREATE")
-    return any(d.state is State.DONE and d.what.startswith(made) for d in differences)
+    made = ("Secret", "Service", "Deployment", "Route")
+    # An object is named by kind and name; more words tell of a state that is waited for, and that others may have brought about.
+    return any(d.state is State.DONE and (d.what.startswith("CREATE") or (d.what.startswith(made) and len(d.what.split()) == 2))
+               for d in differences)
 
 
 def refusal(error: GuideError) -> Difference:

@@ -102,6 +102,22 @@ class Volume:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Nginx:
+    """A proxy before the app."""
+
+    wanted: bool = about("Whether requests go through nginx.", default=False)
+    version: str = about("Tag of the image stream nginx in the namespace openshift.", default="1.26-ubi9")
+    upload: str = about("Largest request body.", default="10m")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expose:
+    """Who may visit the site."""
+
+    internet: bool = about("Whether the whole Internet may, and not only CERN.", default=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SignOn:
     """The registration at the application portal."""
 
@@ -155,6 +171,8 @@ class Instance:
     deploy: Deploy = about("How the app runs.", default=Deploy())
     eos: Eos = about("The EOS storage.", default=Eos())
     volume: Volume = about("The shared volume.", default=Volume())
+    nginx: Nginx = about("A proxy before the app.", default=Nginx())
+    expose: Expose = about("Who may visit the site.", default=Expose())
     schedule: Schedule = about("Builds that start by the clock.", default=Schedule())
     environment: Mapping[str, str] = about("Further variables of the app, none of them secret.", default={})
     secrets: Mapping[str, str] = about("Further secret variables: the name and what it is; the guide asks for the value.",

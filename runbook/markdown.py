@@ -218,6 +218,10 @@ def _(action: Look) -> str:
     what = f" ({action.what})" if action.what else ""
     wants = "sends a text and sees it come back" if action.websocket else \
         "wants the answer " + " or ".join(map(str, action.status))
+    if action.outside:
+        how += " from outside CERN"
+    if action.refused:
+        wants = "wants no answer at all"
     return f"{how} `{action.url}/{action.path.lstrip('/')}`{what} and {wants}."
 
 

@@ -212,6 +212,10 @@ class Look:
     contains: str = ""
     websocket: bool = False
     what: str = ""
+    outside: bool = False
+    """Whether to look from an address outside CERN; the local stack has one, at CERN the reader's own counts."""
+    refused: bool = False
+    """Whether the site must not answer at all."""
 
 
 @dataclass(frozen=True)
@@ -269,6 +273,8 @@ class Patch:
     undo: Manifest | None = None
     foreign: bool = False
     """Whether the object is somebody else's, so that only `--force` sets anything on it."""
+    owner: str = ""
+    """The step whose field it is, when that is another one: the field is set under that step's manager."""
 
 
 @dataclass(frozen=True)

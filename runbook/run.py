@@ -167,8 +167,9 @@ def require_needs(wanted: Step, connections: Connections) -> None:
     unmet, asked = [], connections.flags
     connections.flags = Flags()  # What this run is asked to renew is no question to the steps before.
     for need in wanted.needs:
-        found = stand(need, connections)
-        if found.state in (State.MISSING, State.NEW) or (found.state is State.WAITING and not need.person):
+        # An app that does not answer is no reason to refuse what may mend it.
+        found = summed([each for each in stand(need, connections).differences if not each.looks])
+        if found in (State.MISSING, State.NEW) or (found is State.WAITING and not need.person):
             unmet.append(need.name)
     connections.flags = asked
     if unmet:

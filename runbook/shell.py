@@ -7,6 +7,7 @@ handed on through standard input, and never an argument that a process list show
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
@@ -101,7 +102,7 @@ def undone(plan: Sequence[Action], setting: Setting) -> Iterator[str]:
             case Scale():
                 yield from commands(Scale(action.deployment, 0), setting)
             case Patch() if action.undo is not None:
-                yield from commands(Patch(action.object, action.undo, action.what), setting)
+                yield from commands(dataclasses.replace(action, fields=action.undo), setting)
 
 
 def script(plan: Sequence[Action], setting: Setting) -> Iterator[str]:
@@ -259,7 +260,8 @@ def _(action: Scale, setting: Setting) -> Iterable[str]:
 @commands.register
 def _(action: Patch, setting: Setting) -> Iterable[str]:
     yield f"# {action.what}"
-    yield (f"oc patch {_name(action.object)} {setting.namespace} --type=merge --field-manager={setting.manager} "
+    manager = f"guide/{action.owner}" if action.owner else setting.manager
+    yield (f"oc patch {_name(action.object)} {setting.namespace} --type=merge --field-manager={manager} "
            f"-p {quoted(json.dumps(action.fields))}")
 
 
@@ -301,6 +303,9 @@ def _(action: Confirm, _setting: Setting) -> Iterable[str]:
 def _(action: Look, _setting: Setting) -> Iterable[str]:
     if action.what:
         yield f"# {action.what}"
+    if action.outside:
+        yield "# From outside CERN, with a phone that is not in its Wi-Fi: it must " + ("not " * action.refused) + "answer."
+        return
     # Rolled out is not yet known to the router: it answers 503 for a moment, which curl tries again.
     url = quoted(re.sub("^wss", "https", action.url).rstrip("/") + "/" + action.path.lstrip("/"))
     if action.websocket:

@@ -118,7 +118,7 @@ PROGRAMS: dict[str, Program] = {
     "redis-cli": Program(_at_least(6), "6 or newer", package="redis"),
     "haproxy": Program(_at_least(2, 6), "2.6 or newer, with TLS", ask="-v", package="haproxy", loads=b"OPENSSL"),
     "bwrap": Program(_at_least(0, 11), "0.11 or newer", package="bwrap"),
-    "nginx": Program(_at_least(1, 18), "1.18 or newer", ask="-v", package="nginx"),
+    "nginx": Program(_at_least(1, 20), "1.20 or newer", ask="-v", package="nginx"),
     "git": Program(_at_least(2, 20), "2.20 or newer"),
     # An API server built with Go 1.27 refuses kubectl's OpenAPI request.
     "go": Program(lambda version: (1, 24) <= version < (1, 27), "1.24 to 1.26", ask="version", package="go"),

@@ -1,7 +1,7 @@
 """The images there are: what stands behind an image's name when a container of it is to run.
 
 Stands for the image registry, and for the images that OpenShift's namespace `openshift` offers: `python` (the
-source-to-image builder) and `redis`, and for `eosclient`, which CERN puts into pods that mount EOS. Images made by
+source-to-image builder), `redis` and `nginx`, and for `eosclient`, which CERN puts into pods that mount EOS. Images made by
 builds lie here too, named by the digest of their content.
 
 Differs: an image is a folder below the state folder, not layers in a registry, and runs on this machine's own system
@@ -9,7 +9,9 @@ files. Every tag of `python` is the Python that runs the stack, whatever its num
 libraries that the machine has not; its scripts know pip with requirements.txt, setup.py and pyproject.toml, but not
 pipenv and micropipenv, and gunicorn gets no settings but address, access log and APP_CONFIG. Requirements that are
 pinned by hash are installed once and copied in later builds. Every tag of `redis` is the machine's or the package's
-Redis. What assemble writes outside /opt/app-root is lost. Other images cannot be pulled.
+Redis, and every tag of `nginx` the machine's or the package's nginx, without the modules and the source-to-image scripts
+that the real image has: it runs what a pod's command says. What assemble writes outside /opt/app-root is lost. Other
+images cannot be pulled.
 """
 
 from __future__ import annotations
@@ -271,6 +273,18 @@ def _make_eosclient(_state: State, folder: Path) -> None:
     _copy_scripts("eosclient", folder / "bin", "run-eosclient")
 
 
+# nginx
+
+def _make_nginx(_state: State, folder: Path) -> None:
+    (folder / "app-root" / "bin").mkdir()
+    _copy_scripts("nginx", folder / "s2i", "usage")
+    shutil.copy2(binaries.find("nginx").path, folder / "app-root" / "bin" / "nginx")
+
+
+def _nginx_needs() -> list[str]:
+    return [binaries.find("nginx").version]
+
+
 RECIPES: dict[str, Recipe] = {
     "python": Recipe(
         scripts="python", needs=_python_needs, make=_make_python,
@@ -285,6 +299,11 @@ RECIPES: dict[str, Recipe] = {
         layers={"app-root": APP_ROOT, "redis": "/var/lib/redis"}, binds={},
         env={"PATH": PATH, "HOME": "/var/lib/redis"},
         command=("run-redis",), working_dir="/var/lib/redis"),
+    "nginx": Recipe(
+        scripts="nginx", needs=_nginx_needs, make=_make_nginx,
+        layers={"app-root": APP_ROOT}, binds={"s2i": S2I},
+        env={"PATH": PATH, "HOME": HOME, "APP_ROOT": APP_ROOT, "STI_SCRIPTS_PATH": S2I},
+        command=(f"{S2I}/usage",), working_dir="/"),
     "eosclient": Recipe(
         scripts="eosclient", needs=list, make=_make_eosclient,
         layers={}, binds={"bin": "/opt/eosclient"}, env={},

@@ -53,7 +53,7 @@ def apply_content(api: Api) -> None:
     version = hashlib.sha256(json.dumps(manifests, sort_keys=True).encode()).hexdigest()
     marker = api.get("ConfigMap", MARKER, "kube-system")
     if marker is None or marker["data"].get("version") != version:
-        _apply_all(api, manifests)
+        apply_all(api, manifests)
         prove_mutation(api)
         # The mark comes last: what it marks has been seen to work.
         api.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": MARKER, "namespace": "kube-system"},
@@ -208,8 +208,8 @@ def policies() -> list[Manifest]:
     ]
 
 
-def _apply_all(api: Api, manifests: list[Manifest]) -> None:
-    """Apply in parallel: first what others need, then the rest."""
+def apply_all(api: Api, manifests: list[Manifest]) -> None:
+    """Apply in parallel, as the cluster's administrator: first what others need, then the rest."""
     custom = ("ImageStream", "Template", "Role", "RoleBinding")  # these wait for kinds and for the namespace
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda manifest: _apply(api, manifest), [m for m in manifests if m["kind"] not in custom]))

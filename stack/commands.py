@@ -26,11 +26,17 @@ START = 240.0
 """Seconds that a start may take, programs in place, before it is given up."""
 
 
-def up(state: State, progress: binaries.Progress = print) -> dict[str, Any]:
+KINDS = ("embedded", "compose")
+"""Kinds of stacks: all of it on this machine, or PostgreSQL, Redis and MicroShift in containers (`stack/compose`)."""
+
+
+def up(state: State, progress: binaries.Progress = print, kind: str = "") -> dict[str, Any]:
     """Start the stack unless it runs, wait until every part is ready, and return how to use it (`connection.json`).
 
+    `kind` is one of KINDS; without one, the kind that the state folder is of, embedded at first.
     Raises StackError with what is in the way, where it was seen and what to do.
     """
+    _choose(state, kind)
     if launch.running(state) and _answers(state):
         return connection(state)
     with launch.sentences(state):
@@ -51,6 +57,19 @@ def up(state: State, progress: binaries.Progress = print) -> dict[str, Any]:
         time.sleep(0.03)
     _report(state, seen, progress)
     return connection(state)
+
+
+def _choose(state: State, kind: str) -> None:
+    """Make the state folder one of this kind; a folder that holds the other kind is refused."""
+    if kind and kind not in KINDS:
+        raise StackError(f"there is no stack {kind!r}; there are {' and '.join(KINDS)}")
+    if not kind or kind == state.kind:
+        return
+    if state.path("ports.json").exists():
+        raise StackError(f"the state folder {state.root} is that of the {state.kind} stack; remove that one (stack.down --wipe), "
+                         "or name another folder in RUNBOOK_STATE")
+    launch.make_folders(state)
+    state.write("kind", kind + "\n")
 
 
 def connection(state: State) -> dict[str, Any]:
@@ -75,12 +94,25 @@ def down(state: State, *, wipe: bool = False, progress: binaries.Progress = prin
             os.kill(pid, signal.SIGKILL)
             _until(lambda: not launch.running(state), 5)
         progress("stack: stopped")
+    if state.kind == "compose" and state.path("compose", "env").exists():
+        _end_containers(state, wipe, progress)
     if wipe and state.root.exists():
         with launch.sentences(state):
             if not state.path("ports.json").exists() and any(state.root.iterdir()):
                 raise StackError(f"{state.root} does not look like the state folder of a stack; remove it yourself")
             _remove(state.root)
         progress(f"stack: {state.root} removed")
+
+
+def _end_containers(state: State, wipe: bool, progress: binaries.Progress) -> None:
+    from stack.compose import engine
+
+    here = engine.find(state)
+    if wipe:
+        here.remove()
+    else:
+        here.stop()
+    progress(f"containers: {'removed, with their volumes' if wipe else 'stopped'}")
 
 
 def status(state: State) -> dict[str, Any]:
@@ -102,11 +134,26 @@ def status(state: State) -> dict[str, Any]:
         row.pop("role")
         row.update(_program(PROGRAM_OF.get(row["part"], "postgres" if row["part"].startswith("database-") else "")))
         row["address"] = _address(state, row["part"])
+    if state.kind == "compose":
+        rows += _containers(state)
     used = {row["program"] for row in rows}
-    programs = [_program(name) for name in launch.NEEDED if name not in used]
-    return {"running": running, "ready": running and state.connection.exists(), "state": str(state.root),
+    programs = [_program(name) for name in launch.NEEDED[state.kind] if name not in used]
+    return {"kind": state.kind, "running": running, "ready": running and state.connection.exists(), "state": str(state.root),
             "server": state.server if state.path("ports.json").exists() else "",
             "memory": sum(row.get("memory") or 0 for row in rows), "parts": rows, "programs": programs}
+
+
+def _containers(state: State) -> list[dict[str, Any]]:
+    """Return a row for each container, and one that says why there is none when the engine cannot be asked."""
+    from stack.compose import engine
+
+    empty = {"pid": 0, "restarts": 0, "program": "", "version": "", "path": "", "address": ""}
+    try:
+        here = engine.find(state)
+        return [{"part": name, "state": "ready" if found.ready else found.health or found.state, "detail": found.state,
+                 "link": here.name} | empty for name, found in sorted(here.containers().items())]
+    except StackError as error:
+        return [{"part": "containers", "state": "unknown", "detail": str(error), "link": ""} | empty]
 
 
 PROGRAM_OF = {"etcd": "etcd", "kube-apiserver": "kube-apiserver", "haproxy": "haproxy",
@@ -116,6 +163,12 @@ PROGRAM_OF = {"etcd": "etcd", "kube-apiserver": "kube-apiserver", "haproxy": "ha
 def logs(state: State, name: str, *, follow: bool = False) -> Iterator[str]:
     """Yield the lines of a part's log, with `follow` also those to come. Raises StackError for an unknown part."""
     path = _log(state, name)
+    if not path.exists() and state.kind == "compose":
+        from stack.compose import engine, project
+
+        if name in project.SERVICES:
+            yield from engine.find(state).logs(name, 1000)
+            return
     if not path.exists():
         names = sorted({each.stem for each in state.logs.glob("*.log")}
                        | {f"database-{each.parent.name}" for each in state.databases.glob("*/log")})

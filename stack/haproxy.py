@@ -7,7 +7,8 @@ with the aggregated build API behind it, kube-proxy, and the network between CER
 Differs: sessions are not sticky and requests go to endpoints by turns; HTTP/2 is offered for the API only; a Route is
 served with edge termination or without TLS, with a certificate of the local CA in place of its own, and without weights
 (`alternateBackends`). A Service's connections come to the pod from the bridge's address, and UDP is not forwarded.
-From the host every client is 127.0.0.1, so `ip_whitelist` tells only the stack's own networks apart.
+From the host every client is 127.0.0.1; one more port plays the world outside: its clients say with the PROXY protocol
+which address they come from, as behind a load balancer.
 """
 
 from __future__ import annotations
@@ -97,12 +98,12 @@ def render(of: Frame, routes: Iterable[Web] = (), services: Iterable[Address] = 
     # The longer path wins; HAProxy takes the first rule that matches.
     webs = sorted(routes, key=lambda web: (web.host, -len(web.path), web.path, web.name))
     addresses = sorted(services, key=lambda one: one.name)
-    parts = [_GLOBAL, _api(of), _router(of, webs), *(_web(web) for web in webs), _ENDS, _databases(of),
+    parts = [GLOBAL, _api(of), _router(of, webs), *(_web(web) for web in webs), _ENDS, _databases(of),
              *(_address(one) for one in addresses)]
     return "\n".join(part.strip("\n") + "\n" for part in parts if part)
 
 
-_GLOBAL = """
+GLOBAL = """
 global
     nbthread 2
     maxconn 1000
@@ -130,7 +131,7 @@ defaults
     timeout http-keep-alive 5m
 """
 
-_BUILDER_PATHS = (r"^/apis/build\.openshift\.io/v1/namespaces/[^/]+/(buildconfigs/[^/]+/(instantiate|instantiatebinary"
+BUILDER_PATHS = (r"^/apis/build\.openshift\.io/v1/namespaces/[^/]+/(buildconfigs/[^/]+/(instantiate|instantiatebinary"
                   r"|webhooks/[^/]+/[^/]+)|builds/[^/]+/log)/?$")
 
 
@@ -141,7 +142,7 @@ frontend api
     bind fd@{of.sockets["api"]} ssl crt {crt} alpn h2,http/1.1
     bind {API_CLUSTER_ADDRESS}:443 ssl crt {crt} alpn h2,http/1.1
     timeout client 1h
-    use_backend builder if {{ path_reg {_quoted(_BUILDER_PATHS)} }}
+    use_backend builder if {{ path_reg {_quoted(BUILDER_PATHS)} }}
     default_backend api
 
 backend api
@@ -172,7 +173,8 @@ def _router(of: Frame, webs: list[Web]) -> str:
     redirect = f"http-request redirect location https://%[req.hdr(host),host_only]{port}%[pathq] code 302 if"
     plain = [f"bind fd@{of.sockets['http']}", f"bind {OUTSIDE_ADDRESS}:{of.ports.http}", *forwarded("http"),
              f"{redirect} {platform}"]
-    secure = [f"bind fd@{of.sockets['https']} ssl {crt} alpn http/1.1",
+    outside = [f"bind fd@{of.sockets['outside']} accept-proxy ssl {crt} alpn http/1.1"] if "outside" in of.sockets else []
+    secure = [f"bind fd@{of.sockets['https']} ssl {crt} alpn http/1.1", *outside,
               f"bind {OUTSIDE_ADDRESS}:{of.ports.https} ssl {crt} alpn http/1.1", *forwarded("https"),
               f"use_backend platform if {platform}"]
     for web in webs:

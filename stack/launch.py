@@ -32,9 +32,11 @@ ROOM = 400
 """Free megabytes below which no stack is started: etcd alone sets 64 aside for each of its logs and dies without them,
 and a database, an image and its build take the rest."""
 
-NEEDED = ("etcd", "kube-apiserver", "kube-controller-manager", "haproxy", "bwrap", "postgres", "initdb", "pg_dump",
-          "redis-server", "redis-cli", "git")
-"""The programs that a stack cannot do without."""
+NEEDED = {"embedded": ("etcd", "kube-apiserver", "kube-controller-manager", "haproxy", "bwrap", "postgres", "initdb", "pg_dump",
+                       "redis-server", "redis-cli", "git"),
+          "compose": ("haproxy", "git", "pg_dump")}
+"""The programs that a stack of a kind cannot do without."""
+SUPERVISORS = {"embedded": "stack.supervisor", "compose": "stack.compose"}
 
 
 def running(state: State) -> bool:
@@ -63,18 +65,23 @@ def launch(state: State, progress: binaries.Progress) -> bool:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        for name in NEEDED:
+        for name in NEEDED[state.kind]:
             binaries.find(name, progress)
-        check_namespaces()
+        if state.kind == "embedded":
+            check_namespaces()
         _clean(state)
         sockets = open_ports(state)
         for each in sockets.values():
             opened.enter_context(each)
         services.prepare_files(state)
+        if state.kind == "compose":
+            from stack.compose import project
+
+            project.bring_up(state, progress)
         numbers = {name: each.fileno() for name, each in sockets.items()}
         log = opened.enter_context((state.logs / "supervisor.log").open("ab"))
         subprocess.Popen(
-            [sys.executable, "-P", "-m", "stack.supervisor", "outer", str(state.root)], cwd=state.root,
+            [sys.executable, "-P", "-m", SUPERVISORS[state.kind], "outer", str(state.root)], cwd=state.root,
             env=services.outer_environment(state) | {"RUNBOOK_SOCKETS": json.dumps(numbers)},
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             pass_fds=(lock.fileno(), *numbers.values()))
@@ -143,6 +150,10 @@ def open_ports(state: State) -> dict[str, socket.socket]:
     if not state.path("ports.json").exists():
         return _choose_ports(state)
     ports, sockets = state.ports, {}
+    if not ports.outside:  # The folder is of a stack that had no such port yet.
+        with _listen(0) as free:
+            ports.outside = free.getsockname()[1]
+        state.write_json("ports.json", asdict(ports))
     try:
         for name, port in _named(ports):
             sockets[name] = _listen(port)
@@ -160,21 +171,21 @@ def _choose_ports(state: State) -> dict[str, socket.socket]:
     """Choose free ports below those that the system gives to outgoing connections, and open them."""
     sockets: list[socket.socket] = []
     candidates = random.SystemRandom().sample(range(20000, 30000), 2000)
-    while candidates and len(sockets) < 3 + DATABASE_SLOTS:
+    while candidates and len(sockets) < 4 + DATABASE_SLOTS:
         try:
             sockets.append(_listen(candidates.pop()))
         except OSError:
             continue
     numbers = [each.getsockname()[1] for each in sockets]
-    if len(numbers) < 3 + DATABASE_SLOTS:
+    if len(numbers) < 4 + DATABASE_SLOTS:
         raise StackError("no free ports were found on 127.0.0.1 between 20000 and 30000; is the loopback interface up?")
-    ports = Ports(api=numbers[0], http=numbers[1], https=numbers[2], databases=numbers[3:])
+    ports = Ports(api=numbers[0], http=numbers[1], https=numbers[2], outside=numbers[3], databases=numbers[4:])
     state.write_json("ports.json", asdict(ports))
     return {name: each for (name, _), each in zip(_named(ports), sockets, strict=True)}
 
 
 def _named(ports: Ports) -> list[tuple[str, int]]:
-    return [("api", ports.api), ("http", ports.http), ("https", ports.https),
+    return [("api", ports.api), ("http", ports.http), ("https", ports.https), ("outside", ports.outside),
             *((f"database-{slot}", port) for slot, port in enumerate(ports.databases))]
 
 

@@ -63,11 +63,17 @@ def create(state: State, name: str, port: int = 0) -> Database:
     folder = state.databases / name
     with _alone(state):
         if not (folder / "server.json").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            _initialise(state, name, folder, port)
+            if state.kind == "compose":
+                from stack.compose import database as contained
+
+                contained.initialise(state, name, _host(name), port)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+                _initialise(state, name, folder, port)
     about = _about(folder)
     database = Database(name, _host(name), about["port"], (folder / "first-password").read_text().strip())
-    _make_admin(state, folder, database)
+    if state.kind == "embedded":
+        _make_admin(state, folder, database)
     _tell(state, database)
     return database
 
@@ -86,6 +92,11 @@ def admit(state: State, name: str, cidr: str) -> None:
     line = f"hostssl all       all       {network}  scram-sha-256"
     if line not in hba.read_text().splitlines():
         state.write(str(hba.relative_to(state.root)), hba.read_text() + line + "\n")
+    if state.kind == "compose":
+        from stack.compose import database as contained
+
+        contained.reload(state)
+        return
     with _superuser(state, folder) as cursor:
         cursor.execute("SELECT pg_reload_conf()")
 
@@ -97,6 +108,10 @@ def drop(state: State, name: str) -> None:
         return
     about = _about(folder)
     with _alone(state):
+        if state.kind == "compose":
+            from stack.compose import database as contained
+
+            contained.clean(state)
         (folder / "server.json").unlink()
         socket = _socket_folder(state, about["slot"]) / f".s.PGSQL.{about['port']}"
         wait_until(lambda: not socket.exists() or not _listening(state), f"the end of the server of {name}", 20)

@@ -78,7 +78,7 @@ def run(state: State, stop: threading.Event) -> None:
         verdicts = admit(routes)
         served = [route for route in routes if verdicts[route["metadata"]["uid"]].admitted]
         text = haproxy.render(frame, webs(state, served, slices), addresses(services, slices))
-        if text != loaded and _reload(state, text, sockets):
+        if text != loaded and load(state, text, sockets):
             loaded = text
             stop.wait(BETWEEN)
         if not _write_status(api, routes, verdicts):
@@ -130,7 +130,7 @@ def webs(state: State, routes: Iterable[Manifest], slices: Iterable[Manifest]) -
         found.append(Web(
             name=f"{about['namespace']}:{about['name']}", host=host, path=spec.get("path", ""),
             endpoints=_endpoints(mine, (spec.get("port") or {}).get("targetPort")),
-            certificate=_certificate(state, host) if tls else "",
+            certificate=certificate(state, host) if tls else "",
             insecure=(tls.get("insecureEdgeTerminationPolicy") or "None") if tls else "Allow",
             timeout=_time(annotations.get("haproxy.router.openshift.io/timeout", "")),
             tunnel=_time(annotations.get("haproxy.router.openshift.io/timeout-tunnel", "")),
@@ -179,7 +179,8 @@ def _endpoints(slices: Iterable[Manifest], port: str | int | None) -> tuple[Endp
     return tuple(sorted(found, key=lambda endpoint: (endpoint.address, endpoint.port)))
 
 
-def _certificate(state: State, host: str) -> str:
+def certificate(state: State, host: str) -> str:
+    """Return the path of a host's certificate and key in one file; makes it when missing."""
     name = f"route-{host}" if len(host) < 100 else f"route-{hashlib.sha256(host.encode()).hexdigest()}"
     certificates.issue(state, name, [host])
     return str(state.path("pki", f"{name}.pem"))
@@ -202,7 +203,7 @@ def _networks(value: str) -> tuple[str, ...]:
         return ()
 
 
-def _reload(state: State, text: str, sockets: Mapping[str, int]) -> bool:
+def load(state: State, text: str, sockets: Mapping[str, int]) -> bool:
     """Let HAProxy take over a configuration; return False, and say so, when it would not accept it."""
     candidate = state.write("run/haproxy.next.cfg", text)
     checked = subprocess.run([str(binaries.find("haproxy").path), "-c", "-q", "-f", str(candidate)],

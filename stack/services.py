@@ -56,7 +56,7 @@ class Service:
 def outer(state: State, sockets: Mapping[str, int]) -> list[Service]:
     """Return what runs in the host's network; `sockets` are handed on to HAProxy, which is inside."""
     return [
-        Service("builder", _python("stack.builder", str(state.root)), _unix(state.builder_socket),
+        Service("builder", _python("stack.builder", str(state.root)), unix_check(state.builder_socket),
                 environment=outer_environment(state), deadline=120),
         Service("inner", [*namespaces(), *_python("stack.supervisor", "inner", str(state.root))],
                 lambda: "" if state.connection.exists() else "its services are not all ready",
@@ -73,11 +73,11 @@ def inner(state: State, sockets: Mapping[str, int]) -> list[Service]:
     haproxy = [str(binaries.find("haproxy").path), "-W", "-f", str(state.path("run", "haproxy.cfg")),
                "-p", str(state.path("run", "haproxy.pid"))]
     return [
-        Service("etcd", _etcd(state), _http(2379, "/health", None), environment=environment),
+        Service("etcd", _etcd(state), http_check(2379, "/health", None), environment=environment),
         # A watch that is open keeps it from ending for a minute; what it stores is safe in etcd.
-        Service("kube-apiserver", _api_server(state), _http(6443, "/readyz", state.ca), environment=environment,
+        Service("kube-apiserver", _api_server(state), http_check(6443, "/readyz", state.ca), environment=environment,
                 stop=signal.SIGKILL),
-        Service("kube-controller-manager", _controllers(state), _http(10257, "/healthz", None, tls=True),
+        Service("kube-controller-manager", _controllers(state), http_check(10257, "/healthz", None, tls=True),
                 after=("kube-apiserver",), environment=environment, stop=signal.SIGKILL),
         Service("haproxy", haproxy, _tcp(OUTSIDE_ADDRESS, ports.https), environment=environment,
                 sockets=tuple(sockets.values()), stop=signal.SIGTERM, grace=1),
@@ -85,7 +85,7 @@ def inner(state: State, sockets: Mapping[str, int]) -> list[Service]:
                 environment=environment, once=True, deadline=120),
         Service("platform", _python("stack.platform", str(state.root)), _tcp(NODE_ADDRESS, KUBELET_PORT),
                 after=("cluster",), environment=environment, sockets=tuple(sockets.values()), grace=5),
-        Service("portal", _python("stack.portal", str(state.root)), _unix(state.portal_socket),
+        Service("portal", _python("stack.portal", str(state.root)), unix_check(state.portal_socket),
                 after=("kube-apiserver",), environment=environment),
     ]
 
@@ -212,7 +212,7 @@ def outer_environment(state: State) -> dict[str, str]:
     return network | environment_of(state)
 
 
-def _http(port: int, path: str, ca: Path | None, *, tls: bool = False) -> Check:
+def http_check(port: int, path: str, ca: Path | None, *, tls: bool = False) -> Check:
     """Return a check that a GET of a loopback port's path answers 200."""
     contexts: list[ssl.SSLContext] = []
 
@@ -244,7 +244,8 @@ def _tcp(address: str, port: int) -> Check:
     return check
 
 
-def _unix(path: Path) -> Check:
+def unix_check(path: Path) -> Check:
+    """Return a check that a Unix socket takes connections."""
     def check() -> str:
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(1)

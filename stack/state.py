@@ -54,6 +54,8 @@ class Ports:
     api: int = 0
     http: int = 0
     https: int = 0
+    outside: int = 0
+    """As https, for clients that say with the PROXY protocol which address they come from: the world outside CERN."""
     databases: list[int] = field(default_factory=list)
 
 
@@ -154,6 +156,17 @@ class State:
     def portal_socket(self) -> Path:
         """Unix socket of the HTTP service of portal, Git and sign-on (told apart by the Host header)."""
         return self.path("run", "portal.sock")
+
+    @property
+    def kind(self) -> str:
+        """`embedded` or `compose`: which kind of stack lives in this folder."""
+        kept = self.path("kind")
+        return kept.read_text().strip() if kept.exists() else "embedded"
+
+    @property
+    def inside(self) -> str:
+        """Address of the API for the stack's own parts: the server itself where they share its network."""
+        return self.server if self.kind == "compose" else "https://127.0.0.1:6443"
 
     @property
     def server(self) -> str:

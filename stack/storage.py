@@ -17,7 +17,6 @@ from stack import eos
 from stack.api import Api, ApiError, Manifest
 from stack.state import State
 
-API_SERVER = "https://127.0.0.1:6443"
 PROVISIONER = "pv.kubernetes.io/provisioned-by"
 BY = "local-stack/storage"
 
@@ -32,7 +31,7 @@ class Storage:
 
     def __init__(self, state: State, stop: threading.Event) -> None:
         self._state, self._stop = state, stop
-        self._api = Api(API_SERVER, state.tokens.admin, state.ca)
+        self._api = Api(state.inside, state.tokens.admin, state.ca)
         self._failure: Exception | None = None
         self._volumes: set[str] = set()
 

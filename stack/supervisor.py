@@ -274,15 +274,15 @@ class Inner(Supervisor):
                     del self.processes[name]
 
 
-def announce(state: State) -> None:
-    """Write `connection.json`: the stack is ready, and this is how to use it."""
+def announce(state: State, network: str = POD_NETWORK) -> None:
+    """Write `connection.json`: the stack is ready, and this is how to use it; pods come from `network`."""
     ports = state.ports
     state.write_json("connection.json", {
         "server": state.server, "kubeconfig": str(state.kubeconfig), "ca": str(state.ca),
-        "http_port": ports.http, "https_port": ports.https,
+        "http_port": ports.http, "https_port": ports.https, "outside_port": ports.outside,
         "portal": state.url("portal.localhost"), "git": state.url("git.localhost"),
         "issuer": state.issuer, "pgpass": str(state.pgpass),
-        "pod_network": POD_NETWORK,
+        "pod_network": network,
     })
 
 

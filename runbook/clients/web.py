@@ -20,8 +20,10 @@ from runbook.errors import GuideError, Unreachable
 class Web:
     """HTTPS requests that verify certificates, with the local CA where there is one."""
 
-    def __init__(self, ca: Path | None = None) -> None:
+    def __init__(self, ca: Path | None = None, outside: int = 0) -> None:
         self._ca = ca
+        self._outside = outside
+        """A port of the local stack whose clients say with the PROXY protocol where they come from."""
         self._pools: dict[tuple[str, int], Any] = {}
 
     def request(self, method: str, url: str, body: object = None, headers: Mapping[str, str] | None = None,
@@ -33,8 +35,10 @@ class Web:
         host, port = parts.hostname or "", parts.port or 443
         if (host, port) not in self._pools:
             self._pools[host, port] = urllib3.HTTPSConnectionPool(
-                address_of(host), port, ca_certs=str(self._ca) if self._ca else None, server_hostname=host,
+                address_of(host), self._outside or port, ca_certs=str(self._ca) if self._ca else None, server_hostname=host,
                 assert_hostname=host, retries=False)
+            if self._outside:
+                self._pools[host, port].ConnectionCls = _proxied(port)
         sent = {"Host": parts.netloc} | dict(headers or {}) | ({"Content-Type": "application/json"} if body else {})
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         try:
@@ -63,6 +67,25 @@ class Web:
         except (OSError, websocket.WebSocketException) as error:
             raise Unreachable(f"the websocket {url} does not answer: {error}") from error
         return answer if isinstance(answer, str) else answer.decode(errors="replace")
+
+
+OUTSIDE = "192.0.2.7"
+"""An address that is nobody's (RFC 5737), so it is in no list of networks."""
+
+
+def _proxied(port: int) -> Any:
+    """Return a connection that first says that it comes from OUTSIDE, as a load balancer before a router does."""
+    from urllib3.connection import HTTPSConnection
+
+    class Proxied(HTTPSConnection):
+        """HTTPS after one line of the PROXY protocol."""
+
+        def _new_conn(self) -> socket.socket:
+            opened = super()._new_conn()
+            opened.sendall(f"PROXY TCP4 {OUTSIDE} 127.0.0.1 50000 {port}\r\n".encode())
+            return opened
+
+    return Proxied
 
 
 class Portal:

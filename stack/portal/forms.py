@@ -81,7 +81,7 @@ class Portal:
 
     def __init__(self, state: State, provider: Provider) -> None:
         self._state, self._provider = state, provider
-        self._api = Api("https://127.0.0.1:6443", state.tokens.admin, state.ca)
+        self._api = Api(state.inside, state.tokens.admin, state.ca)
         self.forms = {
             "projects": Form("Request a web site, which makes a project on PaaS",
                              ("name", "type", "category", "owner", "description"), ("administrators",),

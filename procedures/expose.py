@@ -1,0 +1,74 @@
+"""Exposing the app: who may visit the site, only CERN or the whole Internet."""
+
+from procedures import app, deploy
+from runbook.instance import Instance
+from runbook.observed import Observed
+from runbook.plan import Apply, Confirm, Look, Plan, Require
+from runbook.step import step
+
+WHITELIST = "haproxy.router.openshift.io/ip_whitelist"
+"""The networks that the router lets in. Empty: all. Absent: the platform fills in its own list, CERN's."""
+
+EXPOSED = "guide/exposed"
+"""A field that nobody else sets: by it the step is known to have been here when somebody changed the other one."""
+
+
+@step(
+    needs=(app.create,),
+    wanted=lambda instance: instance.expose.internet,
+    see="The Route carries an empty list of networks, so the router lets everybody in.",
+    otherwise=(
+        ("`sites of the category Test cannot be exposed`",
+         "Ask for the category Official at the Web Services portal, and put it into the instance file."),
+        ("From outside: `Empty reply from server`", "The router lets only CERN in: `expose.open` has not been run, or somebody "
+                                                    "put a list on the Route."),
+    ),
+    unconfirmed="Whether the platform fills the list in again when the annotation is taken away: "
+                "`oc get route NAME -o yaml` after `expose.close` would tell.",
+)
+def open(instance: Instance, _observed: Observed) -> Plan:  # noqa: A001
+    """Let the whole Internet visit the site."""
+    yield Require("the site may be exposed",
+                  "sites of the category Test cannot be exposed" if instance.site.category == "Test" else "",
+                  "ask for the category Official at the Web Services portal, then change `category` below [site]")
+    # The name of the Route is enough: only who may visit it is this step's.
+    yield Apply({"apiVersion": "route.openshift.io/v1", "kind": "Route",
+                 "metadata": {"name": instance.app, "annotations": {WHITELIST: "", EXPOSED: "internet"}}}, part=True)
+
+
+@step(
+    undoes=open,
+    see="The Route carries the platform's own list of networks again.",
+    otherwise=(("The site still answers from outside.", "Set `internet = false` below [expose], or the next `guide.run` opens it "
+                                                        "again; then `expose.verify`."),),
+)
+def close(instance: Instance, observed: Observed) -> Plan:
+    """Let only CERN visit the site."""
+    yield from open.plan(instance, observed)
+
+
+@step(
+    needs=(deploy.build,),
+    operation=True,
+    see="From outside, the site answers exactly when the instance file says so.",
+    otherwise=(
+        ("`… answers 200, and should not`", "Somebody opened the Route: `expose.close`."),
+        ("`… does not answer`", "The Route is not open, or the site itself is down: look from inside first."),
+    ),
+)
+def verify(instance: Instance, observed: Observed) -> Plan:
+    """Look at the site from outside CERN."""
+    wanted = instance.expose.internet
+    route = observed.object("Route", instance.app) or {"metadata": {}}
+    allowed = (route["metadata"].get("annotations") or {}).get(WHITELIST)
+    found = "" if observed.empty or (allowed == "") == wanted else \
+        f"its list of networks is {allowed or 'absent'}" if wanted else "its list of networks is empty: everybody may come"
+    yield Require(f"the Route lets in {'everybody' if wanted else 'CERN only'}", found,
+                  f"`invoke expose.{'open' if wanted else 'close'} --build={instance.name}`")
+    yield Look(instance.url, "/", what="the home page, from here")
+    if instance.at == "local":
+        yield Look(instance.url, "/", what="the home page, from outside", outside=True, refused=not wanted)
+        return
+    yield Confirm(f"Open {instance.url}/ on a phone that is not in CERN's network. "
+                  f"Does it {'show the site' if wanted else 'show no answer'}?",
+                  cure=f"`invoke expose.{'open' if wanted else 'close'} --build={instance.name}`, then look again")

@@ -1,0 +1,227 @@
+"""The container engine and its compose command: found, asked, and its failures told in one sentence each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stack.errors import StackError
+from stack.state import State
+
+FILE = Path(__file__).parents[2] / "docker-compose.test.yml"
+CANDIDATES = (("docker", "compose"), ("docker-compose",), ("podman", "compose"))
+"""In this order: the plug-in is the maintained one."""
+
+QUICK = 60.0
+"""Seconds that a question to the engine may take."""
+PULL = 1800.0
+"""Seconds that `up` may take: it pulls the images."""
+LINES = 5
+"""Lines of a container's log that a message shows."""
+
+NO_ENGINE = re.compile(r"cannot connect to (the )?(docker daemon|podman)|is the docker daemon running|unable to connect to podman"
+                       r"|error during connect|permission denied.*docker\.sock|dial unix|connection refused", re.IGNORECASE)
+NO_PULL = re.compile(r"pull access denied|manifest (for .* )?(unknown|not found)|toomanyrequests|unauthorized|denied: "
+                     r"|failed to resolve|no such host|tls handshake timeout|initializing source"
+                     r"|error response from daemon: get ", re.IGNORECASE)
+NO_PORT = re.compile(r"port is already allocated|address already in use|ports are not available", re.IGNORECASE)
+NO_ROOM = re.compile(r"no space left on device", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Container:
+    """How a service's container stands."""
+
+    state: str
+    """`running`, `exited`, `created` …"""
+    health: str
+    """`healthy`, `starting`, `unhealthy`; empty for one without a check."""
+    code: int
+    """Its exit code, once it has ended."""
+
+    @property
+    def ready(self) -> bool:
+        """Return whether it runs and its check, if it has one, is content."""
+        return self.state == "running" and self.health in ("healthy", "")
+
+    @property
+    def ended(self) -> bool:
+        """Return whether it runs no more."""
+        return self.state in ("exited", "dead", "removing")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A compose command for one project: the containers of one state folder."""
+
+    program: str
+    """`docker` or `podman`: for what is not compose's."""
+    words: tuple[str, ...]
+    """The compose command itself."""
+    project: str
+    settings: Path
+    """The file with the values that the compose file asks for."""
+
+    @property
+    def name(self) -> str:
+        """Return the compose command as a person writes it."""
+        return " ".join(self.words)
+
+    @property
+    def command(self) -> list[str]:
+        """Return the compose command with settings; the file and the project's name come after it."""
+        return [*self.words, "--env-file", str(self.settings)]
+
+    def ask(self, *words: str, text: str | None = None, seconds: float = QUICK) -> subprocess.CompletedProcess[str]:
+        """Run a compose command on the project; raises StackError only when it cannot be run at all."""
+        return _run([*self.command, "-f", str(FILE), "-p", self.project, *words], text, seconds)
+
+    def up(self) -> None:
+        """Make and start the containers; raises StackError with what the engine said."""
+        done = self.ask("up", "--detach", seconds=PULL)
+        if done.returncode:
+            raise StackError(self.refusal(done.stderr + "\n" + done.stdout))
+
+    def stop(self) -> None:
+        """Stop the containers and keep what they hold."""
+        self._end("stop")
+
+    def remove(self) -> None:
+        """Remove the containers, their network and their volumes."""
+        self._end("down", "--volumes")
+
+    def _end(self, *words: str) -> None:
+        done = self.ask(*words, seconds=180)
+        if done.returncode:
+            raise StackError(self.refusal(done.stderr))
+
+    def containers(self) -> dict[str, Container]:
+        """Return the project's containers by service."""
+        done = self.ask("ps", "--all", "--format", "json")
+        if done.returncode:
+            raise StackError(self.refusal(done.stderr))
+        return dict(map(_container, _rows(done.stdout)))
+
+    def port(self, service: str, inside: int) -> int:
+        """Return the port on the loopback that a service's port is published at."""
+        done = self.ask("port", service, str(inside))
+        found = re.search(r":(\d+)\s*$", done.stdout)
+        if done.returncode or not found or found[1] == "0":
+            raise StackError(f"`{self.name} port {service} {inside}` names no port ({_last(done.stderr or done.stdout)}); "
+                             "stop the stack (stack.down) and start it again")
+        return int(found[1])
+
+    def execute(self, service: str, *argv: str, user: str = "", text: str | None = None) -> str:
+        """Run a command in a service's container and return what it printed; raises StackError when it fails."""
+        as_user = ["--user", user] if user else []
+        done = self.ask("exec", "-T", *as_user, service, *argv, text=text)
+        if done.returncode:
+            raise StackError(f"`{argv[0]}` in the container {service} failed with {done.returncode}: "
+                             f"{_last(done.stderr or done.stdout)}; the container's last lines: {self.last_lines(service)}")
+        return done.stdout
+
+    def network(self) -> tuple[str, str]:
+        """Return the project's network and the address that this machine has in it; empty where the engine does not say."""
+        done = _run([self.program, "network", "inspect", f"{self.project}_default"], None, QUICK)
+        try:
+            about = json.loads(done.stdout)[0]
+            found = [*((about.get("IPAM") or {}).get("Config") or []), *(about.get("subnets") or [])]
+            lower = [{key.lower(): value for key, value in each.items()} for each in found]
+            four = next(each for each in lower if ":" not in each["subnet"])
+        except (ValueError, LookupError, StopIteration, AttributeError):
+            return "", ""
+        return str(four["subnet"]), str(four.get("gateway", ""))
+
+    def logs(self, service: str, lines: int) -> list[str]:
+        """Return the last lines of a service's log, without compose's prefix."""
+        done = self.ask("logs", "--no-color", f"--tail={lines}", service)
+        return [re.sub(r"^\S+\s*\| ?", "", line) for line in done.stdout.splitlines() if line.strip()]
+
+    def last_lines(self, service: str) -> str:
+        """Return the last lines of a service's log on one line, or `none`."""
+        return " / ".join(line.strip()[-300:] for line in self.logs(service, LINES)[-LINES:]) or "none"
+
+    def refusal(self, said: str) -> str:
+        """Return one sentence for what the engine would not do, with the cure."""
+        last = _last(said)
+        if NO_ENGINE.search(said):
+            return (f"{self.program} is installed, but its engine does not answer ({last}); start it (systemctl start "
+                    f"{self.program}, or its desktop program) and see that you may use it (`{self.program} version` shows both), "
+                    "or use the embedded stack (stack.up)")
+        if NO_PULL.search(said):
+            image = re.search(r"((?:[\w.-]+/)+[\w.-]+:[\w.-]+)", said)
+            what = f"the image {image[1]}" if image else "an image"
+            return (f"{what} could not be pulled ({last}); see that this machine reaches its registry and may pull from it: "
+                    f"{self.program} pull {image[1] if image else 'IMAGE'}")
+        if NO_PORT.search(said):
+            return (f"{self.program} cannot publish a port ({last}); something else uses it: stop that (ss -ltnp shows it), "
+                    "then run the same command again")
+        if NO_ROOM.search(said):
+            return f"{self.program} has no room left ({last}); make room where it keeps its images: {self.program} system df"
+        return f"`{self.name} up` failed: {last}; the same by hand shows all of it: {self.name} -f {FILE.name} -p {self.project} up"
+
+
+def project_of(state: State) -> str:
+    """Return the compose project's name: one for every state folder."""
+    return f"certhelper-{hashlib.sha256(str(state.root).encode()).hexdigest()[:10]}"
+
+
+def find(state: State) -> Engine:
+    """Return the first compose command that works here; raises StackError with what is missing."""
+    without = []
+    for words in CANDIDATES:
+        if not shutil.which(words[0]):
+            continue
+        done = _run([*words, "version"], None, QUICK)
+        if done.returncode == 0:
+            program = words[0] if words[0] != "docker-compose" else "docker" if shutil.which("docker") else "podman"
+            return Engine(program, words, project_of(state), state.path("compose", "env"))
+        without.append(f"`{' '.join(words)}`: {_last(done.stderr or done.stdout)}")
+    tried = "docker compose, docker-compose and podman compose"
+    if without:
+        raise StackError(f"a container engine is here, but no compose command works ({'; '.join(without)}); install Docker's "
+                         "compose plug-in or podman-compose, or use the embedded stack (stack.up)")
+    raise StackError(f"no container engine was found ({tried} are not on PATH); install Docker or Podman with its compose "
+                     "command, or use the embedded stack, which needs none (stack.up)")
+
+
+def _run(argv: list[str], text: str | None, seconds: float) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(argv, input=text, stdin=None if text is not None else subprocess.DEVNULL, capture_output=True,
+                              text=True, errors="replace", check=False, timeout=seconds)
+    except subprocess.TimeoutExpired as error:
+        raise StackError(f"`{' '.join(argv[:2])}` has not answered for {seconds:.0f} s; see what its engine does "
+                         f"({argv[0]} version), and restart it if it hangs") from error
+    except OSError as error:
+        raise StackError(f"{argv[0]} cannot be run: {error.strerror}") from error
+
+
+def _last(said: str) -> str:
+    """Return the last line that says something."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return lines[-1][-400:] if lines else "it said nothing"
+
+
+def _rows(text: str) -> list[dict[str, Any]]:
+    """Return the rows of `ps --format json`: a list, or an object a line, as the version has it."""
+    try:
+        found = json.loads(text or "[]")
+    except ValueError:
+        found = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    return found if isinstance(found, list) else [found]
+
+
+def _container(row: dict[str, Any]) -> tuple[str, Container]:
+    """Return service and container of a row of Docker's or of podman-compose's."""
+    labels = row.get("Labels") if isinstance(row.get("Labels"), dict) else {}
+    service = row.get("Service") or (labels or {}).get("com.docker.compose.service") or ""
+    status = str(row.get("Status") or "")
+    shown = re.search(r"\((healthy|unhealthy|(?:health: )?starting)\)", status)
+    health = str(row.get("Health") or (shown[1].removeprefix("health: ") if shown else ""))
+    return str(service), Container(str(row.get("State", "")).lower(), health.lower(), int(row.get("ExitCode") or 0))
