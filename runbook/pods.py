@@ -32,8 +32,9 @@ def hopeless(connections: Connections, deployment: str) -> str:
     """Return why a Deployment's newest pod cannot start, else ""."""
     for pod in newest(connections, deployment):
         for status in pod.get("status", {}).get("containerStatuses", []):
+            again = status.get("restartCount") and not status.get("started")
             # Restarted because of its startup probe: that one's patience is the deadline.
-            if status.get("restartCount") and not status["started"] and (seen := unhealthy(connections, pod["metadata"]["name"])):
+            if again and (seen := unhealthy(connections, pod["metadata"]["name"])):
                 return f"pod {pod['metadata']['name']}: {seen}"
             waiting = status.get("state", {}).get("waiting", {})
             if waiting.get("reason") in HOPELESS and (status.get("restartCount", 0) > 1 or "Config" in waiting["reason"]):

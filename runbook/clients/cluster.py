@@ -264,10 +264,13 @@ class Cluster:
             raise GuideError(f"cannot run a command in pod {pod}: {error}") from error
 
     def _events(self, wanted: Object, field: str, version: str, deadline: float) -> Iterator[Manifest]:
-        """Yield the events of one watch request; it ends after at most 50 s or at the deadline."""
+        """Yield the events of one watch request; it ends after at most 10 s or at the deadline.
+
+        A Deployment does not change when its pod starts again: whoever waits has to look from time to time.
+        """
         import urllib3
 
-        seconds = max(1, min(50, int(deadline - time.monotonic()) + 1))
+        seconds = max(1, min(10, int(deadline - time.monotonic()) + 1))
         query = {"watch": "true", "fieldSelector": field, "resourceVersion": version, "timeoutSeconds": str(seconds)}
         url = f"{self.server}{self.collection(wanted.kind, wanted.namespace)}?{urllib.parse.urlencode(query)}"
         self.counted["WATCH"] += 1
