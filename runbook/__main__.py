@@ -6,6 +6,9 @@ import re
 import sys
 from pathlib import Path
 
+import runbook.start  # noqa: F401
+
+# isort: split  it comes before invoke
 from invoke import Collection, Exit, ParseError, Program
 
 from runbook import errors
@@ -64,7 +67,7 @@ def _version() -> str:
 def main() -> None:
     """Run the tasks that the arguments name, from any folder."""
     try:
-        Guide().run([sys.argv[0], "--search-root", str(ROOT), *sys.argv[1:]])
+        Guide(binary="invoke").run([sys.argv[0], "--search-root", str(ROOT), *sys.argv[1:]])
     except KeyboardInterrupt:
         sys.exit(errors.INTERRUPTED)
     except PermissionError as error:  # invoke reads its settings from the home folder before any task of ours

@@ -6,6 +6,7 @@ message and an exit code here and nowhere else.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import sys
@@ -16,10 +17,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from invoke import Collection, Context, Exit, Task
 
-from runbook import errors, options
+from runbook import errors
 from runbook.errors import GuideError, WrongUse
 from runbook.instance import Instance, find, load
-from runbook.observed import Observed
 from runbook.step import Runbook, Step, suggestion
 from runbook.target import Target, choose
 
@@ -47,7 +47,7 @@ def namespace(runbook: Runbook, folder: Path, local: Local) -> Collection:
                           ("doctor", "build target text json debug")):
         guide.add_task(_guide_task(name, allowed.split(), runbook, folder, local))
     root.add_collection(guide)
-    specimen = _specimen(folder)
+    specimen = functools.cache(lambda: _specimen(folder))
     for module in runbook.procedures:
         procedure = Collection(module.__name__.rpartition(".")[2])
         procedure.__doc__ = module.__doc__
@@ -68,23 +68,41 @@ def _specimen(folder: Path) -> Instance | None:
     return None
 
 
-def _task(body: Callable[..., None], name: str, doc: str, parameters: Mapping[str, Any], meanings: Mapping[str, str]) -> Task:
-    """Return a task whose options are the parameters with their defaults."""
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    body.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [inspect.Parameter("c", kind), *(inspect.Parameter(p, kind, default=d) for p, d in parameters.items())])
-    body.__doc__ = doc
-    shown = {key: meaning for key, meaning in meanings.items() if key in parameters}
-    return Task(body, name=name, help=shown, auto_shortflags=False, positional=())
+Offered = Callable[[], Mapping[str, tuple[Any, str]]]
+"""Gives a task's options when they are needed: the name, and its default and meaning."""
 
 
-def _step_task(step: Step, specimen: Instance | None, folder: Path, local: Local) -> Task:
-    offered = options.of(step, options.outline(step, specimen, Observed())) if specimen else options.OPTIONS
-    parameters: dict[str, Any] = {option.name: option.default for option in offered}
-    meanings = {option.name: option.meaning for option in offered}
-    for name, parameter in step.options.items():
-        parameters[name] = "" if parameter.default is parameter.empty else parameter.default
-        meanings[name] = next((a for a in get_args(parameter.annotation)[1:] if isinstance(a, str)), "")
+class _Task(Task):  # type: ignore[misc]
+    """A task that works its options out when it is parsed: a list of the tasks needs none of them."""
+
+    def __init__(self, body: Callable[..., None], name: str, doc: str, offered: Offered) -> None:
+        body.__doc__ = doc
+        super().__init__(body, name=name, auto_shortflags=False, positional=())
+        self._offered: Offered | None = offered
+
+    def get_arguments(self, ignore_unknown_help: bool | None = None) -> Any:
+        """Return the arguments as invoke's parser wants them."""
+        if self._offered:
+            kind, found = inspect.Parameter.POSITIONAL_OR_KEYWORD, self._offered()
+            self.body.__signature__ = inspect.Signature(
+                [inspect.Parameter("c", kind), *(inspect.Parameter(p, kind, default=d) for p, (d, _) in found.items())])
+            self.help = {name: meaning for name, (_, meaning) in found.items()}
+            self._offered = None
+        return super().get_arguments(ignore_unknown_help)
+
+
+def _step_task(step: Step, specimen: Callable[[], Instance | None], folder: Path, local: Local) -> Task:
+    def offered() -> Mapping[str, tuple[Any, str]]:
+        from runbook import options
+        from runbook.observed import Observed
+
+        read = specimen()
+        shared = options.of(step, options.outline(step, read, Observed())) if read else options.OPTIONS
+        found: dict[str, tuple[Any, str]] = {option.name: (option.default, option.meaning) for option in shared}
+        for name, parameter in step.options.items():
+            about = next((a for a in get_args(parameter.annotation)[1:] if isinstance(a, str)), "")
+            found[name] = ("" if parameter.default is parameter.empty else parameter.default, about)
+        return found
 
     def body(_context: Context, **given: Any) -> None:
         own = {name: given.pop(name) for name in step.options}
@@ -94,7 +112,7 @@ def _step_task(step: Step, specimen: Instance | None, folder: Path, local: Local
             _run_step(step, connections, given, own, report)
 
     doc = f"{step.summary}\n\nExample: invoke {step.name} --build=dev"
-    return _task(body, step.function.__name__, doc, parameters, meanings)
+    return _Task(body, step.function.__name__, doc, offered)
 
 
 def _run_step(step: Step, connections: Connections, given: Mapping[str, Any], own: Mapping[str, Any], report: Report) -> None:
@@ -136,9 +154,13 @@ def _guide_task(name: str, allowed: list[str], runbook: Runbook, folder: Path, l
             with opened(given, f"guide.{name}", folder, local, report) as connections:
                 bodies[name](runbook, connections, given, report)
 
-    meanings = HELP | {option.name: option.meaning for option in options.OPTIONS}
-    return _task(body, name, f"{docs[name]}\n\nExample: invoke guide.{name} --build=dev",
-                 {key: GUIDE[key] for key in allowed}, meanings)
+    def offered() -> Mapping[str, tuple[Any, str]]:
+        from runbook.options import OPTIONS
+
+        meanings = HELP | {option.name: option.meaning for option in OPTIONS}
+        return {key: (GUIDE[key], meanings[key]) for key in allowed}
+
+    return _Task(body, name, f"{docs[name]}\n\nExample: invoke guide.{name} --build=dev", offered)
 
 
 def _guide_run(runbook: Runbook, connections: Connections, given: Mapping[str, Any], report: Report) -> None:
@@ -231,11 +253,13 @@ def _noted(outcome: Any, connections: Connections) -> Any:
 
 def _confirm(instance: Instance, given: Mapping[str, Any], what: str) -> None:
     """Ask for the instance's name. On production `--yes` does not stand for it when data would be lost."""
-    if given.get("yes") and (instance.name != "production" or instance.at == "local"):
+    loses = bool(given.get("data"))
+    if given.get("yes") and not (loses and instance.name == "production" and instance.at != "local"):
         return
     if not sys.stdin.isatty():
         raise errors.WaitingForPerson(f"this {what} and nobody is at a terminal to confirm",
-                                      "add --yes" if instance.name != "production" else "run it in a terminal")
+                                      "run it in a terminal" if loses and instance.name == "production" else
+                                      "run it in a terminal, or add --yes")
     if input(f"This {what}. Type the instance's name to go on: ").strip() != instance.name:
         raise WrongUse("that is not the instance's name; nothing was changed")
 
