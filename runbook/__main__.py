@@ -6,9 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-import runbook.start  # noqa: F401
-
-# isort: split  it comes before invoke
+import runbook.start  # noqa: F401  it comes before invoke
 from invoke import Collection, Exit, ParseError, Program
 
 from runbook import errors
