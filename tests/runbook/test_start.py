@@ -1,0 +1,21 @@
+"""The start: what it leaves out is there for whoever asks for it."""
+
+import subprocess
+import sys
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_the_command_line_starts_without_what_it_does_not_use():
+    loaded = set(run("import sys, runbook.__main__; print(*sys.modules)"))
+    assert "invoke" in loaded
+    assert not loaded & {"unittest.mock", "asyncio", "importlib.metadata", "kubernetes", "psycopg2", "rich", "runbook.run"}
+
+
+def test_whoever_needs_the_real_modules_gets_them():
+    said = run("import runbook.start; from unittest.mock import patch; from importlib.metadata import version; "
+               "print(patch.__module__, version('invoke'))")
+    assert said[0] == "unittest.mock"
+    assert said[1].startswith("3.")
