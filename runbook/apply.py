@@ -127,13 +127,25 @@ def _(action: WaitFor, _difference: Difference, connections: Connections, _manag
         raise explained(error, action.object.name, connections) from error
 
 
+ASK_AGAIN = 1.0
+"""Seconds between two looks at the pods of a roll-out: its Deployment changes more often than a pod gives up."""
+
+
 def watched(condition: Condition, connections: Connections, wanted: Object) -> Condition:
     """Return the condition, given up early when a new pod of the Deployment crashes again and again."""
     if wanted.kind != "Deployment":
         return condition
 
+    asked = 0.0
+
     def failed(found: Manifest | None) -> str:
-        return condition.failed(found) or pods.hopeless(connections, wanted.name)
+        nonlocal asked
+        if why := condition.failed(found):
+            return why
+        if time.monotonic() - asked < ASK_AGAIN:
+            return ""
+        asked = time.monotonic()
+        return pods.hopeless(connections, wanted.name)
 
     return Condition(condition.name, condition.test, condition.flag, failed)
 

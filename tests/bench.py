@@ -143,6 +143,10 @@ class Recorder:
     repeated: list[str] = field(default_factory=list)
     applied: list[tuple[dict[str, Any], str]] = field(default_factory=list)
     executed: list[tuple[str, str]] = field(default_factory=list)
+    posted: list[tuple[str, Any]] = field(default_factory=list)
+    """What was made by a POST: the pod that tries the database, the build."""
+    waited: float = 0.0
+    """Seconds of requests that only waited for something."""
     database_seconds: float = 0.0
     _seen: set[str] = field(default_factory=set)
 
@@ -153,6 +157,8 @@ class Recorder:
         def requesting(method: str, path: str, body: object = None, **rest: Any) -> Any:
             query = rest.get("query") or {}
             self._note(f"{method} {path} {query} {body}", f"{method} {path}")
+            if method == "POST" and "dryRun" not in query:
+                self.posted.append((path, body))
             return request(method, path, body, **rest)
 
         def applying(manifest: dict[str, Any], manager: str, *, dry: bool = False, force: bool = False) -> Any:
@@ -165,6 +171,7 @@ class Recorder:
             execute(connection, sql)
 
         cluster.request, cluster.apply = requesting, applying
+        cluster.wait = self._waiting(cluster.wait)
         for name, inner in (("query", database.query), ("execute", executing), ("log_in", database.log_in)):
             setattr(database, name, self._timed(inner, "" if name == "execute" else name))
 
@@ -175,7 +182,16 @@ class Recorder:
 
     @property
     def seconds(self) -> float:
-        return self.connections.cluster.seconds + self.database_seconds
+        return self.connections.cluster.seconds - self.waited + self.database_seconds
+
+    def _waiting(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            before = self.connections.cluster.seconds
+            try:
+                return inner(*given)
+            finally:
+                self.waited += self.connections.cluster.seconds - before
+        return call
 
     def _timed(self, inner: Callable[..., Any], name: str) -> Callable[..., Any]:
         def call(*given: Any) -> Any:
@@ -248,6 +264,7 @@ def one_call_each(state: State, made: Recorder) -> float:
     calls = [([psql, "-qwX", "-v", "ON_ERROR_STOP=1", "-f", "-", f"{server} dbname={name}"], sql) for name, sql in made.executed]
     calls += [([kubectl, "apply", "--server-side", f"--field-manager={manager}", "-n", project, "-f", "-"], json.dumps(manifest))
               for manifest, manager in made.applied]
+    calls += [([kubectl, "create", "--raw", path, "-f", "-"], json.dumps(body)) for path, body in made.posted]
     started = time.perf_counter()
     for command, text in calls:
         done = subprocess.run(command, input=text, env=os.environ | exports, capture_output=True, text=True, check=False)
