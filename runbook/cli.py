@@ -151,6 +151,9 @@ def _guide_task(name: str, allowed: list[str], runbook: Runbook, folder: Path, l
             if given.get("text"):
                 _look_up(runbook, given, report)
                 return
+            if name == "status" and not given["build"]:
+                _status_of_all(runbook, given, folder, local, report)
+                return
             with opened(given, f"guide.{name}", folder, local, report) as connections:
                 bodies[name](runbook, connections, given, report)
 
@@ -201,6 +204,26 @@ def _guide_status(runbook: Runbook, connections: Connections, _given: Mapping[st
             standings.append(orphan)
             report.standing(orphan, full=True)
     raise Exit(code=errors.DONE if all(s.state in ("done", "not wanted") for s in standings) else errors.TO_DO)
+
+
+def _status_of_all(runbook: Runbook, given: Mapping[str, Any], folder: Path, local: Local, report: Report) -> None:
+    """Show how every instance stands, one after the other; one that cannot be looked at is one line, and the others go on.
+
+    Ends with 1 when one could not be looked at, else with 3 when there is something to do.
+    """
+    codes = set()
+    for build in sorted(path.stem for path in folder.glob("*.toml")):
+        report.about(build)
+        try:
+            with opened({**given, "build": build}, "guide.status", folder, local, report) as connections:
+                _guide_status(runbook, connections, given, report)
+        except Exit as ended:
+            codes.add(ended.code)
+        except GuideError as error:
+            codes.add(errors.FAILED)
+            report.passed_over(build, error)
+    worst = next((code for code in (errors.FAILED, errors.TO_DO) if code in codes), errors.DONE)
+    raise Exit(code=worst)
 
 
 def _guide_undo(runbook: Runbook, connections: Connections, given: Mapping[str, Any], report: Report) -> None:

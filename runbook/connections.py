@@ -222,9 +222,15 @@ class Connections:
 
     def _answer(self, question: Question) -> Any:
         if isinstance(question, Object):
-            if question.name.startswith("*"):
-                return self.cluster.list(question.kind, question.name[1:])
-            return self.cluster.get(question)
+            try:
+                if question.name.startswith("*"):
+                    return self.cluster.list(question.kind, question.name[1:])
+                return self.cluster.get(question)
+            except Unknown:
+                # A project that is not there answers "forbidden" to an ordinary user: then nothing of it is there.
+                if question.namespace or question.kind == "Namespace" or self.observed.project(self.instance.project):
+                    raise
+                return None
         word, _, about = question.partition(":")
         source = self.instance.source
         match word:

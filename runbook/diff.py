@@ -37,6 +37,7 @@ from runbook.plan import (
     Patch,
     Proof,
     Require,
+    Revision,
     Scale,
     Shell,
     Show,
@@ -217,7 +218,8 @@ def _logged_in(wanted: LogIn, connections: Connections, what: str) -> Difference
 
 @compare.register
 def _(action: WaitFor, connections: Connections, _manager: str) -> Difference:
-    found = connections.cluster.get(action.object)
+    # Looked at anew, unless nothing can be there: it may have changed by itself since a step asked.
+    found = connections.cluster.get(action.object) if connections.observed.project(connections.instance.project) else None
     seen = action.condition.test(found)
     state = State.DONE if not seen else State.NEW if found is None else State.WAITING
     return Difference(state, f"{action.object} {action.condition.name}", note=seen)
@@ -354,9 +356,19 @@ def wire(action: Apply, connections: Connections, manager: str, *, make: bool) -
             data[key] = base64.b64encode(str(value).encode()).decode()
     if manifest["kind"] == "Secret":
         manifest["data"] = manifest.get("data", {}) | data
+    manifest = _with_revisions(manifest, connections)
     wanted = action.object
     live = None if action.part else connections.observed.object(wanted.kind, wanted.name, wanted.namespace)
     return adoption.kept(manifest, live), unknown
+
+
+def _with_revisions(node: Any, connections: Connections) -> Any:
+    if isinstance(node, Revision):
+        found = [connections.observed.object(each.kind, each.name, each.namespace) for each in node.objects]
+        return ",".join(f"{live['metadata']['name']}={live['metadata'].get('resourceVersion', '')}" for live in found if live)
+    if isinstance(node, dict):
+        return {key: _with_revisions(value, connections) for key, value in node.items()}
+    return [_with_revisions(value, connections) for value in node] if isinstance(node, list) else node
 
 
 IGNORED = {"managedFields", "resourceVersion", "generation", "uid", "creationTimestamp"}

@@ -54,13 +54,16 @@ class Observed:
         found: Manifest | None = self._ask(Object(kind, name, namespace))
         return found
 
+    def project(self, name: str) -> bool:
+        """Return whether the project is there and may be looked at."""
+        try:
+            return self.object("Namespace", name) is not None
+        except Unknown:
+            return False
+
     def former(self, app: str) -> dict[str, Manifest]:
         """Return the variables that a set-up made by hand gave the app on its build config: name and entry."""
-        try:
-            config = self.object("BuildConfig", app) or {}
-        except Unknown:  # So a project that is not there yet answers to an ordinary user.
-            return {}
-        strategy = config.get("spec", {}).get("strategy", {}).get("sourceStrategy") or {}
+        strategy = (self.object("BuildConfig", app) or {}).get("spec", {}).get("strategy", {}).get("sourceStrategy") or {}
         return {entry["name"]: entry for entry in strategy.get("env") or []}
 
     def objects(self, kind: str, selector: str = "") -> list[Manifest]:

@@ -27,7 +27,7 @@ class Report:
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
         self._live: Any = None
-        self._name, self._started = "", 0.0
+        self._name, self._started, self._build = "", 0.0, ""
         self._terminal = sys.stdout.isatty() and sys.stderr.isatty() and not as_json
         self._said = 0.0
 
@@ -35,6 +35,21 @@ class Report:
         """Say first where the run goes."""
         if not self.as_json:
             self._print(text)
+
+    def about(self, build: str) -> None:
+        """Say that what follows is about one instance among several: a blank line, and its name in every JSON object."""
+        if not self.as_json and self._build:
+            self._print("")
+        self._build = build
+
+    def passed_over(self, build: str, error: GuideError) -> None:
+        """Say in one line that an instance cannot be looked at, and why."""
+        self.quiet()
+        if self.as_json:
+            self._print(json.dumps({"build": build, "state": "failed", "detail": [error.found, error.cure]}))
+        else:
+            why = f"{error.found}; {error.cure}" if error.cure else error.found
+            self._print(f"{build}: {self._colour('cannot be looked at', 'failed')}: {why}".replace("\n", " "))
 
     def begin(self, name: str) -> None:
         """Say that a step begins; a terminal shows it with a moving sign until it ends."""
@@ -73,7 +88,8 @@ class Report:
         self.quiet()
         differences = [d for d in standing.differences if d.state != "done"]
         if self.as_json:
-            self._print(json.dumps({"step": standing.name, "state": standing.state, "since": standing.since,
+            build = {"build": self._build} if self._build else {}
+            self._print(json.dumps({**build, "step": standing.name, "state": standing.state, "since": standing.since,
                                     "by": standing.by, "detail": [_flat(d) for d in differences]}))
             return
         state = self._colour(f"{standing.state:<10}", standing.state)

@@ -15,6 +15,7 @@ import psycopg2
 import pytest
 
 from procedures import redis
+from runbook.errors import Unreachable
 from stack.api import collection, wait_until
 from tests.guide import Guide, Site
 
@@ -188,8 +189,8 @@ def watched(former: Former) -> Iterator[list[Any]]:
             try:
                 status, text = web.request("GET", f"{former.instance.url}/database/")
                 answers.append(200 if status == 200 else f"{time.strftime('%H:%M:%S')} {status} {text[:200]}")
-            except Exception as error:
-                answers.append(repr(error))
+            except Unreachable as error:
+                answers.append(str(error))
 
     thread = threading.Thread(target=ask)
     thread.start()
