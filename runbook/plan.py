@@ -60,6 +60,17 @@ class Object:
 
 
 @dataclass(frozen=True)
+class Revision:
+    """The revisions of objects at the moment of applying, by reference: `name=resourceVersion`, joined by commas.
+
+    A pod reads its Secrets and ConfigMaps once, at its start. With their revisions in its template, a change of one is
+    a change of the pod. The number says that something changed, and nothing of what it is. What is absent is left out.
+    """
+
+    objects: tuple[Object, ...]
+
+
+@dataclass(frozen=True)
 class Condition:
     """A named state of an object that can be waited for.
 
