@@ -11,7 +11,7 @@ from typing import Literal
 from procedures import app, database, redis, source, sso
 from runbook.instance import Instance
 from runbook.observed import File, Observed
-from runbook.plan import Apply, Credential, Former, Manifest, Object, Plan, Require, WaitFor, rolled_out, secret
+from runbook.plan import Apply, Credential, Former, Manifest, Object, Plan, Require, Revision, WaitFor, rolled_out, secret
 from runbook.step import step
 
 Need = Literal["required", "optional", "obsolete", "trap"]
@@ -182,8 +182,7 @@ def set(instance: Instance, observed: Observed) -> Plan:  # noqa: A001
     values = variables(instance)
     own = {value.key: value for value in values.values() if isinstance(value, Credential)}
     yield Apply(secret(own_secret(instance), own, app.labels(instance)))
-    # Only now are the Secrets looked at: the one above may just have changed.
-    yield Apply(environment_part(instance, values, revisions(values, observed)), part=True)
+    yield Apply(environment_part(instance, values), part=True)
     # Last: what a set-up by hand keeps on the build config is in the Secret above by now.
     yield Apply(no_build_variables(instance), part=True)
     if well:
@@ -248,12 +247,12 @@ def misplaced(instance: Instance) -> list[str]:
     return wrong
 
 
-def environment_part(instance: Instance, values: Mapping[str, Value], revision: str) -> Manifest:
+def environment_part(instance: Instance, values: Mapping[str, Value]) -> Manifest:
     """Return the part of the Deployment that is the environment."""
     env = [{"name": name, "value": value} if isinstance(value, str)
            else {"name": name, "valueFrom": {"secretKeyRef": reference(value)}} for name, value in values.items()]
     return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": instance.app},
-            "spec": {"template": {"metadata": {"annotations": {REVISIONS: revision}},
+            "spec": {"template": {"metadata": {"annotations": {REVISIONS: revisions(values)}},
                                   "spec": {"containers": [{"name": instance.app, "env": env}]}}}}
 
 
@@ -283,15 +282,9 @@ def reference(value: Key | Credential) -> Manifest:
     return {"name": value.secret, "key": value.key} | ({"optional": True} if value.optional else {})
 
 
-def revisions(values: Mapping[str, Value], observed: Observed) -> str:
-    """Return the revisions of the Secrets that the values refer to, as `name=revision` joined by commas.
-
-    A pod reads its Secrets once, at its start. When one changes, its resourceVersion does, so the pod template
-    differs and the Deployment rolls out. The number says that something changed and nothing of what it is.
-    """
-    names = sorted({value.secret for value in values.values() if not isinstance(value, str)})
-    found = {name: observed.object("Secret", name) for name in names}
-    return ",".join(f"{name}={there['metadata'].get('resourceVersion', '')}" for name, there in found.items() if there)
+def revisions(values: Mapping[str, Value]) -> Revision:
+    """Return the revisions of the Secrets that the values refer to: a changed one starts another pod."""
+    return Revision(tuple(Object("Secret", name) for name in sorted({v.secret for v in values.values() if not isinstance(v, str)})))
 
 
 def given_names(instance: Instance, observed: Observed) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from procedures import app, deploy, project, volume
 from runbook.instance import Instance
 from runbook.observed import Observed
-from runbook.plan import Apply, Ask, Credential, Inside, Manifest, Object, Plan, Require, WaitFor, rolled_out
+from runbook.plan import Apply, Ask, Credential, Inside, Manifest, Object, Plan, Require, Revision, WaitFor, rolled_out
 from runbook.plan import secret as secret_manifest
 from runbook.step import step
 
@@ -114,12 +114,12 @@ def mount(instance: Instance, observed: Observed) -> Plan:
     # EOS takes no notice of the size: that of a claim made otherwise stays.
     size = there["spec"]["resources"]["requests"]["storage"] if there else SIZE
     yield Apply(volume.claim(there, wanted.claim, wanted.storage_class, size))
-    yield Apply(part(instance, observed.object("Secret", wanted.secret)), part=True)
+    yield Apply(part(instance), part=True)
     if well:
         yield WaitFor(Object("Deployment", instance.app), rolled_out, seconds=wanted.patience + 240)
 
 
-def part(instance: Instance, secret: Manifest | None) -> Manifest:
+def part(instance: Instance) -> Manifest:
     """Return the part of the Deployment that is EOS.
 
     The startup probe waits for a slow or late EOS. There is no liveness probe on it: whenever EOS stalls, it would
@@ -134,7 +134,7 @@ def part(instance: Instance, secret: Manifest | None) -> Manifest:
     probe = {"exec": {"command": ["stat", wanted.path]}, "periodSeconds": PERIOD, "timeoutSeconds": 10,
              "failureThreshold": max(1, wanted.patience // PERIOD)}
     return volume.mounted(instance, "eos", wanted.claim, mounting, {"startupProbe": probe}, annotations={
-        ANNOTATION: wanted.secret, REVISION: secret["metadata"].get("resourceVersion", "") if secret else ""})
+        ANNOTATION: wanted.secret, REVISION: Revision((Object("Secret", wanted.secret),))})
 
 
 @step(

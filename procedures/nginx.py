@@ -3,7 +3,7 @@
 from procedures import app, deploy
 from runbook.instance import Instance
 from runbook.observed import Observed
-from runbook.plan import Apply, Inside, Look, Manifest, Object, Patch, Plan, Require, WaitFor, rolled_out
+from runbook.plan import Apply, Inside, Look, Manifest, Object, Patch, Plan, Require, Revision, WaitFor, rolled_out
 from runbook.step import step
 
 FOLDER = "/etc/guide"
@@ -36,10 +36,7 @@ def add(instance: Instance, observed: Observed) -> Plan:
                   "put one that exists into the instance file as `version` below [nginx]")
     yield Apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": _meta(instance),
                  "data": {"nginx.conf": configuration(instance)}})
-    # Only now is it looked at: the one above may just have changed it.
-    applied = observed.object("ConfigMap", name) or {"metadata": {}}
-    revision = applied["metadata"].get("resourceVersion", "")
-    yield Apply(deployment(instance, tags.get(wanted.version, f"nginx:{wanted.version}"), revision))
+    yield Apply(deployment(instance, tags.get(wanted.version, f"nginx:{wanted.version}")))
     yield Apply(service(instance))
     yield WaitFor(Object("Deployment", name), rolled_out, seconds=180)
     yield Inside(name, "nginx", ("nginx", "-t", "-q", "-e", "stderr", "-c", f"{FOLDER}/nginx.conf"),
@@ -79,7 +76,7 @@ def service(instance: Instance) -> Manifest:
                      "ports": [{"name": f"{app.PORT}-tcp", "port": app.PORT, "protocol": "TCP", "targetPort": app.PORT}]}}
 
 
-def deployment(instance: Instance, image: str, revision: str) -> Manifest:
+def deployment(instance: Instance, image: str) -> Manifest:
     """Return nginx's Deployment; another revision of the configuration is another pod."""
     name = app.proxy(instance)
     health = {"httpGet": {"path": HEALTH, "port": app.PORT}, "periodSeconds": 5, "timeoutSeconds": 2}
@@ -98,7 +95,8 @@ def deployment(instance: Instance, image: str, revision: str) -> Manifest:
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": _meta(instance),
         "spec": {"replicas": 1, "selector": {"matchLabels": {"app": name}},
                  "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-                 "template": {"metadata": {"labels": _meta(instance)["labels"], "annotations": {CONFIGURATION: revision}},
+                 "template": {"metadata": {"labels": _meta(instance)["labels"],
+                                           "annotations": {CONFIGURATION: Revision((Object("ConfigMap", name),))}},
                               "spec": {"containers": [container], "terminationGracePeriodSeconds": 15,
                                        "volumes": [{"name": "configuration", "configMap": {"name": name}}]}}},
     }

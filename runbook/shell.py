@@ -36,6 +36,7 @@ from runbook.plan import (
     Object,
     Patch,
     Require,
+    Revision,
     Scale,
     Shell,
     Show,
@@ -49,6 +50,10 @@ from runbook.step import Step
 
 BUILDS = "/apis/build.openshift.io/v1/namespaces"
 
+_REVISIONS = """\
+revisions() { for each in "$@"; do
+  oc get "$each" NAMESPACE --ignore-not-found -o jsonpath='{.metadata.name}={.metadata.resourceVersion}{"\\n"}'
+done | paste -sd, -; }"""
 _B64 = """b64() { printf %s "$1" | base64 | tr -d '\\n'; }"""
 _VERIFIER = """\
 verifier() { python3 -c '
@@ -123,6 +128,8 @@ def _lines(plan: Sequence[Action], setting: Setting) -> Iterator[str]:
     db = setting.instance.database
     if any(isinstance(a, Apply) and a.manifest["kind"] == "Secret" for a in plan):
         yield _B64
+    if any(isinstance(a, Apply) and any(_revisions(a.manifest)) for a in plan):
+        yield _REVISIONS.replace("NAMESPACE", setting.namespace)
     if any(isinstance(a, Execute) and a.credential for a in plan):
         yield _VERIFIER
     if any(isinstance(a, Execute) or (isinstance(a, Ask) and isinstance(a.until, Answers)) for a in plan):
@@ -144,7 +151,8 @@ def _joined(plan: Sequence[Action]) -> Iterator[Action | list[Apply]]:
     together: list[Apply] = []
     for action in plan:
         if isinstance(action, Apply):
-            if together and together[-1].object.namespace != action.object.namespace:
+            # What is before a revision must be there when it is asked for.
+            if together and (together[-1].object.namespace != action.object.namespace or any(_revisions(action.manifest))):
                 yield together
                 together = []
             together.append(action)
@@ -168,9 +176,10 @@ def _(action: list, setting: Setting) -> Iterable[str]:  # type: ignore[type-arg
     """Manifests, applied under the step's own manager, so that the guide finds them unchanged afterwards."""
     manifests = [marked(a, setting.manager) for a in action]
     secret = any(manifest["kind"] == "Secret" for manifest in manifests)
-    text = "---\n".join(_in_heredoc(manifest) if secret else yaml_text(manifest) for manifest in manifests)
+    expanded = secret or any(_revisions(manifests))
+    text = "---\n".join(_in_heredoc(manifest) if expanded else yaml_text(manifest) for manifest in manifests)
     end = _end(text)
-    mark = end if secret else quote_end(end)
+    mark = end if expanded else quote_end(end)
     elsewhere = action[0].object.namespace
     where = f"-n {elsewhere}" if elsewhere else setting.namespace
     yield f"oc apply --server-side --field-manager={setting.manager} {where} -f - <<{mark}"
@@ -380,6 +389,7 @@ def yaml_text(manifest: Any) -> str:
         return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
     Dumper.add_representer(str, text)
+    Dumper.add_representer(Revision, lambda dumper, value: text(dumper, _placeholder(value)))
     Dumper.add_representer(Credential, lambda dumper, value: text(dumper, f"<{value.label}>"))
     return str(yaml.dump(manifest, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=10_000))
 
@@ -389,11 +399,28 @@ def _in_heredoc(manifest: Manifest) -> str:
     if manifest["kind"] != "Secret":
         if any(True for _ in credentials(manifest)):
             raise ValueError(f"a credential belongs into a Secret, not into {manifest['kind']}")
-        return _escaped(yaml_text(manifest))
+        text = _escaped(yaml_text(manifest))
+        for revision in _revisions(manifest):
+            names = " ".join(_name(each) for each in revision.objects)
+            text = text.replace(_placeholder(revision), f"'$(revisions {names})'")
+        return text
     bare = {key: value for key, value in manifest.items() if key not in ("stringData", "data")}
     lines = [_secret_line(key, value) for key, value in manifest.get("stringData", {}).items()]
     lines += [f"  {key}: {value}" for key, value in manifest.get("data", {}).items()]
     return _escaped(yaml_text(bare)) + "\n".join(["data:", *lines, ""])
+
+
+def _revisions(node: Any) -> Iterator[Revision]:
+    """Yield every revision that a manifest names."""
+    if isinstance(node, Revision):
+        yield node
+    elif isinstance(node, dict | list):
+        for inner in node.values() if isinstance(node, dict) else node:
+            yield from _revisions(inner)
+
+
+def _placeholder(revision: Revision) -> str:
+    return f"<revisions of {', '.join(each.name for each in revision.objects)}>"
 
 
 def _secret_line(key: str, value: str | Credential) -> str:
