@@ -211,19 +211,20 @@ def _status_of_all(runbook: Runbook, given: Mapping[str, Any], folder: Path, loc
 
     Ends with 1 when one could not be looked at, else with 3 when there is something to do.
     """
-    codes = set()
+    to_do, passed_over = False, []
     for build in sorted(path.stem for path in folder.glob("*.toml")):
         report.about(build)
         try:
             with opened({**given, "build": build}, "guide.status", folder, local, report) as connections:
                 _guide_status(runbook, connections, given, report)
         except Exit as ended:
-            codes.add(ended.code)
+            to_do |= ended.code != errors.DONE
         except GuideError as error:
-            codes.add(errors.FAILED)
+            passed_over.append(build)
             report.passed_over(build, error)
-    worst = next((code for code in (errors.FAILED, errors.TO_DO) if code in codes), errors.DONE)
-    raise Exit(code=worst)
+    if passed_over:
+        raise GuideError(f"not every instance could be looked at: {', '.join(passed_over)}", "its line says why and what helps")
+    raise Exit(code=errors.TO_DO if to_do else errors.DONE)
 
 
 def _guide_undo(runbook: Runbook, connections: Connections, given: Mapping[str, Any], report: Report) -> None:

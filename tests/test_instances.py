@@ -55,9 +55,10 @@ def settled(guide: Guide, build: str) -> dict[str, Any]:
 
     def still() -> bool:
         last.append(seen(guide, build))
-        return len(last) > 1 and last[-1] == last[-2]
+        going = [pod for pod in guide.stack.api.list("Pod", guide.instance(build).project) if "deletionTimestamp" in pod["metadata"]]
+        return not going and len(last) > 1 and last[-1] == last[-2]
 
-    wait_until(still, f"{build} to settle", 60, pause=1)
+    wait_until(still, f"{build} to settle", 90, pause=1)
     return last[-1]
 
 
@@ -96,6 +97,24 @@ def test_a_step_taken_back_or_renewed_and_a_whole_run_touch_no_other(three: Guid
     assert written
     project = three.instance(build).project
     assert [uri for uri in written if f"/namespaces/{project}/" not in uri] == []
+
+
+def test_status_without_a_build_shows_all_and_a_broken_file_hides_none(three: Guide, tmp_path: Path) -> None:
+    for path in (ROOT / "instances").glob("*.toml"):
+        (tmp_path / path.name).write_text(path.read_text())
+    said = three("guide.status", "--target=local", "--json", RUNBOOK_INSTANCES=str(tmp_path))
+    found = [json.loads(line) for line in said.stdout.splitlines()]
+    assert {(one["build"], one["step"]) for one in found} >= {(build, step.name) for build in BUILDS for step in RUNBOOK.standing}
+    (tmp_path / "broken.toml").write_text("project = = 1\n")
+    (tmp_path / "new.toml").write_text((ROOT / "instances" / "dev.toml").read_text().replace("dev-certhelper", "new-certhelper"))
+    said = three("guide.status", "--target=local", code=1, RUNBOOK_INSTANCES=str(tmp_path)).stdout
+    assert len([line for line in said.splitlines() if line.startswith("broken: cannot be looked at") and "broken.toml:1" in line]) == 1
+    assert [line.rpartition(" ")[2] for line in said.splitlines() if line.startswith("local · ")] == ["dev", "new", "production", "training"]
+    (tmp_path / "broken.toml").unlink()
+    three("guide.status", "--target=local", code=3, RUNBOOK_INSTANCES=str(tmp_path))  # `new` is still to be set up
+    # Where to go is not guessed: those that do not say are one line each.
+    said = three("guide.status", code=1, RUNBOOK_INSTANCES=str(tmp_path)).stdout
+    assert {line.partition(":")[0] for line in said.splitlines() if "does not say where to go" in line} == {"production", "training"}
 
 
 def test_everything_of_one_taken_back_leaves_the_others_running(three: Guide) -> None:
