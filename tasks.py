@@ -28,7 +28,8 @@ def local(tell: Callable[[str], None]) -> Target:
     with _sentences():
         here = state.State(state.default_root())
         known = commands.up(here, tell)
-    facts = {key: known[key] for key in ("https_port", "http_port", "outside_port", "portal", "git", "issuer", "pod_network")}
+    facts = {key: known[key] for key in ("https_port", "http_port", "outside_port", "portal", "git", "issuer", "pod_network",
+                                  "postgresql_programs")}
     facts |= {f"database_port_{place}": port for place, port in enumerate(here.ports.databases, 1)}
     return Target("local", Path(known["kubeconfig"]), Path(known["ca"]), known["portal"], here.tokens.member,
                   Path(known["pgpass"]), facts)

@@ -1,9 +1,26 @@
 """Setting up the database: a PostgreSQL instance of the Database on Demand service, a role and a database for the app."""
 
+from typing import Annotated
+
 from procedures import project
 from runbook.instance import Instance
 from runbook.observed import Observed
-from runbook.plan import Admitted, Answers, Apply, Ask, Credential, Execute, Former, LogIn, Plan, secret
+from runbook.plan import (
+    Admitted,
+    Answers,
+    Apply,
+    Ask,
+    Confirm,
+    Credential,
+    Dump,
+    Execute,
+    Former,
+    LogIn,
+    Plan,
+    Require,
+    Restore,
+    secret,
+)
 from runbook.step import step
 
 PORTAL = "https://dbod.web.cern.ch/"
@@ -151,3 +168,51 @@ def create(instance: Instance, _observed: Observed) -> Plan:
                   unless="SELECT 1 WHERE NOT EXISTS (SELECT FROM pg_class WHERE relnamespace = 'public'::regnamespace "
                          f"AND pg_get_userbyid(relowner) = '{db.administrator}')",
                   instead="The tables stay with the role that owns the database.")
+
+
+def dumped(instance: Instance, because: str) -> Dump:
+    """Return the order to dump the app's database, as the app's role."""
+    db = instance.database
+    return Dump(db.name, db.role, app_password(instance), because)
+
+
+@step(
+    operation=True,
+    needs=(create,),
+    see="The path of the dump and its size.",
+    otherwise=(
+        ("`there is no pg_dump`",
+         "The program is not on this machine: `dnf install postgresql` or `apt install postgresql-client`, at least of the "
+         "server's version. On a machine that is not yours, name a folder that has it: `RUNBOOK_POSTGRESQL_PROGRAMS`."),
+        ("`is of version …, and the server of …`",
+         "A dump is made by a `pg_dump` that is as new as the server, or newer. Install that one, and name its folder: "
+         "`RUNBOOK_POSTGRESQL_PROGRAMS`."),
+        ("`No space left on device`", "The disk is full and no half file was left. Name another folder as `backups` below "
+                                      "[database]."),
+    ),
+)
+def backup(instance: Instance, _observed: Observed) -> Plan:
+    """Write a dump of the app's database to a file on your machine."""
+    yield dumped(instance, "asked for")
+
+
+@step(
+    operation=True,
+    needs=(create,),
+    see="The database is as it was when the dump was made, and the app runs again.",
+    otherwise=(
+        ("`cannot be restored, nothing was changed`", "The file is broken or no dump: take another one."),
+        ("`is as it was, the restore was taken back whole`",
+         "The server refused a statement, and the message says why: with `lock timeout` another session holds a table; with "
+         "`must be owner` something in the database belongs to another role."),
+    ),
+)
+def restore(instance: Instance, observed: Observed, *,
+            file: Annotated[str, "The dump, a file that `database.backup` wrote."] = "") -> Plan:
+    """Put a dump in the place of what is in the app's database, all or nothing."""
+    db = instance.database
+    yield Require("a dump can be read", "" if observed.empty else observed.dump(file),
+                  f"name one: `invoke database.restore --build={instance.name} --file=FILE`")
+    yield Confirm(f"Everything in the database {db.name} of {instance.name} is replaced by what is in {file or 'FILE'}, "
+                  "and the site is away meanwhile.", typed=True)
+    yield Restore(db.name, db.role, app_password(instance), file or "FILE", instance.app)

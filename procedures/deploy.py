@@ -13,7 +13,6 @@ from runbook.plan import (
     Apply,
     Condition,
     Confirm,
-    Dump,
     Look,
     Manifest,
     Object,
@@ -145,7 +144,7 @@ def before(instance: Instance, observed: Observed, reason: str) -> Plan:
         asked = f"; ask {wanted.ask} first" if wanted.ask else ""
         yield Confirm(f"{when}{asked}. Deploy now ({reason})?")
     if wanted.backup:
-        yield Dump(instance.database.name, f"before a deployment: {reason}")
+        yield database.dumped(instance, f"before a deployment: {reason}")
 
 
 def served(instance: Instance) -> Plan:
@@ -399,7 +398,7 @@ def rollback(instance: Instance, observed: Observed, *,
         if between:
             yield Confirm(between)
         if instance.deploy.backup:
-            yield Dump(instance.database.name, f"before going back to the image {short(wanted)}")
+            yield database.dumped(instance, f"before going back to the image {short(wanted)}")
     if observed.object("CronJob", schedule_name(instance)):
         yield Patch(Object("CronJob", schedule_name(instance)), {"spec": {"suspend": True}}, "the schedule starts no build")
     if not (held and now == wanted):

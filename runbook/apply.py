@@ -13,7 +13,7 @@ from typing import Any
 from runbook import admission, adoption, claims, pods
 from runbook.connections import Connections
 from runbook.diff import Difference, State, compare, look, proved, wire
-from runbook.errors import Conflict, GuideError, Unknown, WaitingForPerson
+from runbook.errors import Conflict, GuideError, Unknown, WaitingForPerson, WrongUse
 from runbook.plan import (
     Action,
     Admitted,
@@ -298,11 +298,18 @@ def _(action: Shell, _difference: Difference, connections: Connections, _manager
 
 @carry_out.register
 def _(action: Confirm, _difference: Difference, connections: Connections, _manager: str, _tell: Tell) -> None:
-    if connections.flags.yes:
+    instance = connections.instance
+    always = action.typed and instance.name == "production" and instance.at != "local"
+    if connections.flags.yes and not always:
         return
     if not sys.stdin.isatty():
-        raise WaitingForPerson(f"{action.question} Nobody is at a terminal to answer", action.cure)
+        raise WaitingForPerson(f"{action.question} Nobody is at a terminal to answer",
+                               "run it in a terminal" if always else action.cure)
     connections.say("")
+    if action.typed:
+        if input(f"{action.question} Type the instance's name to go on: ").strip() != instance.name:
+            raise WrongUse("that is not the instance's name; nothing was changed")
+        return
     if input(f"{action.question} [y/N] ").strip().lower() not in ("y", "yes"):
         raise GuideError("you said no; nothing was changed", action.cure)
 

@@ -246,6 +246,10 @@ class Connections:
                     return sorted(found["metadata"]["name"] for found in self.cluster.list("StorageClass"))
                 except Unknown:
                     return None
+            case "dump":
+                from runbook import backup
+
+                return backup.unfit(Path(about), self)
             case "user":
                 return self.cluster.user()
             case "now":

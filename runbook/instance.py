@@ -61,6 +61,9 @@ class Database:
     administrator: str = about("The role that DBoD gives you.", default="admin")
     network: str = about("Who must be let in: the network of the cluster's nodes, for pg_hba.conf.",
                          default="188.184.0.0/15")
+    backups: str = about("Folder on your machine for its dumps; empty for the usual one, which `database.backup` names.",
+                         default="")
+    keep: int = about("How many dumps are kept; the oldest goes when another is complete. 0 keeps all.", default=10)
 
 
 @dataclass(frozen=True, kw_only=True)

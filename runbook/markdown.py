@@ -24,6 +24,7 @@ from runbook.plan import (
     Ask,
     Confirm,
     Credential,
+    Dump,
     Execute,
     Inside,
     Log,
@@ -32,6 +33,7 @@ from runbook.plan import (
     Patch,
     Proof,
     Require,
+    Restore,
     Scale,
     Shell,
     Show,
@@ -259,6 +261,18 @@ def _(action: Confirm) -> str:
 
 
 @shown.register
+def _(action: Dump) -> str:
+    return (f"Writes a dump of the database `{action.database}`, made as the role {action.role}, to a file on your machine. "
+            "Only you can read it, and it is there when it is complete.")
+
+
+@shown.register
+def _(action: Restore) -> str:
+    return (f"Sets **Deployment {action.deployment}** to 0 pods, puts the dump `{action.file}` in the place of all that the role "
+            f"{action.role} owns in the database `{action.database}`, in one transaction, and gives the pods back.")
+
+
+@shown.register
 def _(action: Write) -> str:
     kind = "executable file" if action.executable else "file"
     return f"Writes the {kind} `{action.path}` in your checkout.\n\n" + fence("text", action.text)
@@ -305,6 +319,8 @@ def _taken_back(action: Action) -> Iterator[str]:
             yield f"Executes `{action.undo}`" + (", only with `--data`." if action.data else ".")
         case Patch() if action.undo is not None:
             yield f"Takes back on {action.object}: {action.what}."
+        case Restore():
+            yield "Not undone. Make a dump before it (`database.backup`): restoring that one brings back what was there."
         case Scale():
             yield f"Sets Deployment {action.deployment} to 0 pods."
         case StartBuild():

@@ -98,6 +98,10 @@ class Observed:
         found: Source | None = self._ask(f"checkout:{path}")
         return found
 
+    def dump(self, path: str) -> str:
+        """Return why a file is no dump that can be restored, "" when it is one or when nothing is known."""
+        return self._ask(f"dump:{path}") or ""
+
     def forget(self) -> None:
         """Ask again from now on: something was changed."""
         self._known.clear()

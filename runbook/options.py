@@ -79,7 +79,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("force", "Take over fields that somebody else set, after showing them.", False,
            lambda plan: any(isinstance(action, Apply) for action in plan)),
     Option("rotate", "Replace the passwords of this step by new ones.", False,
-           lambda plan: any(True for _ in credentials(plan))),
+           lambda plan: any(True for action in plan if isinstance(action, Apply | Execute) for _ in credentials(action))),
     Option("again", "Do it once more although it is done.", False,
            lambda plan: any(isinstance(action, StartBuild) for action in plan)),
     Option("yes", "Do not ask for confirmation.", False, _always),

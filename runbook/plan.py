@@ -324,22 +324,36 @@ class Confirm:
 
     question: str
     cure: str = "run it in a terminal, or add --yes when you have asked"
+    typed: bool = False
+    """Whether data is lost: the answer is the instance's name, and on production at CERN `--yes` does not stand for it."""
 
 
 @dataclass(frozen=True)
 class Dump:
-    """Write a dump of the app's database to a file on the reader's machine, outside the cluster."""
+    """Write a dump of the app's database to a file on the reader's machine, outside the cluster.
+
+    It is made as the app's role, which owns everything in the database.
+    """
 
     database: str
+    role: str
+    credential: Credential
     because: str
 
 
 @dataclass(frozen=True)
 class Restore:
-    """Put a dump back into the app's database, all or nothing."""
+    """Put a dump in the place of all that the app's role owns in the database, in one transaction: all or nothing.
+
+    The Deployment has no pods meanwhile and gets those that it had back, also when the restore fails.
+    """
 
     database: str
+    role: str
+    credential: Credential
     file: str
+    deployment: str
+
 
 
 Action = (Apply | Execute | WaitFor | Ask | StartBuild | Scale | Look | Write | Require | Inside | Patch | Show | Log | Shell

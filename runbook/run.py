@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from runbook import backup  # noqa: F401  registers how a dump is made and put back
 from runbook.apply import Tell, carry_out, take_over, undo
 from runbook.connections import Connections, Flags
 from runbook.diff import Difference, Standing, State, compare, refusal, summed

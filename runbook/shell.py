@@ -27,6 +27,7 @@ from runbook.plan import (
     Ask,
     Confirm,
     Credential,
+    Dump,
     Execute,
     Inside,
     Log,
@@ -132,7 +133,7 @@ def _lines(plan: Sequence[Action], setting: Setting) -> Iterator[str]:
         yield _REVISIONS.replace("NAMESPACE", setting.namespace)
     if any(isinstance(a, Execute) and a.credential for a in plan):
         yield _VERIFIER
-    if any(isinstance(a, Execute) or (isinstance(a, Ask) and isinstance(a.until, Answers)) for a in plan):
+    if any(isinstance(a, Execute | Dump | Restore) or (isinstance(a, Ask) and isinstance(a.until, Answers)) for a in plan):
         # Not every resolver knows that names below .localhost are this machine.
         address = " hostaddr=127.0.0.1" if db.host.endswith(".localhost") else ""
         yield f'server="host={db.host}{address} port={db.port} dbname=postgres sslmode=require"'
@@ -329,6 +330,29 @@ def _(action: Look, _setting: Setting) -> Iterable[str]:
         yield f"curl --fail --retry 5 --silent --show-error {url} | grep -F {quoted(action.contains)}"
     else:
         yield f"curl --fail --retry 5 --silent --show-error --output /dev/null {url}"
+
+
+@commands.register
+def _(action: Dump, _setting: Setting) -> Iterable[str]:
+    yield f"file={quoted(action.database)}-$(date -u +%Y%m%d-%H%M%SZ).dump"
+    yield (f'( umask 077; PGPASSWORD=${shell_name(action.credential)} pg_dump -w -Fc '
+           f'-d "${{server/dbname=postgres/dbname={action.database}}} user={action.role}" > "$file.part" ) '
+           '&& mv "$file.part" "$file"')
+
+
+@commands.register
+def _(action: Restore, setting: Setting) -> Iterable[str]:
+    """The dump becomes a script first: one that is broken is then seen before anything is dropped."""
+    name = f"deployment/{action.deployment} {setting.namespace}"
+    yield f"oc scale {name} --replicas=0"
+    yield f"oc rollout status {name} --timeout=300s"
+    yield "script=$(mktemp)"
+    yield """trap 'rm -f "$script"' EXIT"""
+    yield f'pg_restore --no-owner --exit-on-error -f "$script" {quoted(action.file)}'
+    yield (f'PGPASSWORD=${shell_name(action.credential)} psql -w -X -q -1 -v ON_ERROR_STOP=1 '
+           f'-d "${{server/dbname=postgres/dbname={action.database}}} user={action.role}" '
+           "-c 'DROP OWNED BY CURRENT_USER' -f \"$script\" >/dev/null")
+    yield f"oc scale {name} --replicas={setting.instance.deploy.replicas}"
 
 
 @commands.register

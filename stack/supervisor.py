@@ -282,7 +282,7 @@ def announce(state: State, network: str = POD_NETWORK) -> None:
         "http_port": ports.http, "https_port": ports.https, "outside_port": ports.outside,
         "portal": state.url("portal.localhost"), "git": state.url("git.localhost"),
         "issuer": state.issuer, "pgpass": str(state.pgpass),
-        "pod_network": network,
+        "pod_network": network, "postgresql_programs": str(binaries.find("pg_dump").path.parent),
     })
 
 

@@ -46,7 +46,8 @@ class Guide:
 
     @property
     def environment(self) -> dict[str, str]:
-        return os.environ | {"RUNBOOK_STATE": str(self.stack.state.root), "RUNBOOK_JOURNAL": str(self.stack.state.path("journal"))}
+        return os.environ | {"RUNBOOK_STATE": str(self.stack.state.root), "RUNBOOK_JOURNAL": str(self.stack.state.path("journal")),
+                             "XDG_DATA_HOME": str(self.stack.state.path("data"))}
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -146,6 +146,13 @@ class Server:
         self._open[key] = connection
         return connection
 
+    def environment(self, user: str, password: str, database: str) -> dict[str, str]:
+        """Return the variables with which a program of PostgreSQL logs in just as `log_in` does."""
+        address = {"PGHOSTADDR": self._address} if self._address else {}
+        trust = {"PGSSLMODE": "verify-full", "PGSSLROOTCERT": str(self._ca)} if self._ca else {"PGSSLMODE": "require"}
+        return {"PGHOST": self.host, "PGPORT": str(self.port), "PGUSER": user, "PGPASSWORD": password, "PGDATABASE": database,
+                "PGCONNECT_TIMEOUT": "10", "PGAPPNAME": "certhelper-guide", **address, **trust}
+
     def query(self, connection: Any, sql: str) -> list[tuple[Any, ...]]:
         """Return the rows of a query."""
         self.counted["query"] += 1
