@@ -37,6 +37,7 @@ from runbook.plan import (
     Object,
     Patch,
     Require,
+    Restore,
     Revision,
     Scale,
     Shell,
