@@ -28,11 +28,14 @@ def local(tell: Callable[[str], None]) -> Target:
     with _sentences():
         here = state.State(state.default_root())
         known = commands.up(here, tell)
-    facts = {key: known[key] for key in ("https_port", "http_port", "outside_port", "portal", "git", "issuer", "pod_network",
-                                  "postgresql_programs")}
+        named = ("https_port", "http_port", "outside_port", "portal", "git", "issuer", "pod_network", "postgresql_programs")
+        if missing := [key for key in named if key not in known]:
+            raise commands.StackError(f"the stack that runs was started by another version of this checkout (it does not tell "
+                                      f"{', '.join(missing)}); stop it, the next command starts it anew: stack.down")
+    facts = {key: known[key] for key in named}
     facts |= {f"database_port_{place}": port for place, port in enumerate(here.ports.databases, 1)}
     return Target("local", Path(known["kubeconfig"]), Path(known["ca"]), known["portal"], here.tokens.member,
-                  Path(known["pgpass"]), facts)
+                  Path(known["pgpass"]), lambda: commands.ailing(here), facts)
 
 
 @contextmanager

@@ -318,9 +318,20 @@ def opened(given: Mapping[str, Any], command: str, folder: Path, local: Local, r
         if name == "cern" and instance.name == "production" and not looking:
             _confirm(instance, given, "changes production")
         report.header(f"{name} · {server} · project {instance.project} · instance {instance.name}")
-        yield connections
+        try:
+            yield connections
+        except errors.Unreachable as error:
+            if why := target.ailing():
+                raise _with_notes(errors.Unreachable(f"{why} ({error.found})", error.cure), error) from error
+            raise
     finally:
         connections.close()
+
+
+def _with_notes(error: GuideError, of: GuideError) -> GuideError:
+    for note in getattr(of, "__notes__", []):
+        error.add_note(note)
+    return error
 
 
 def _same(one: str, other: str) -> bool:

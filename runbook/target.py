@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ class Target:
     """Address of the stand-in that plays the person; "" when a person is a person."""
     token: str = field(default="", repr=False)
     password_file: Path | None = None
+    ailing: Callable[[], str] = lambda: ""
+    """Says what is wrong with the target itself, when something does not answer; "" when nothing is known."""
     facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """What fills the braces in an instance file's `[local]`."""
 

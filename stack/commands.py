@@ -81,6 +81,17 @@ def connection(state: State) -> dict[str, Any]:
     return found
 
 
+def ailing(state: State) -> str:
+    """Return what is wrong with a stack that does not answer: a full disk, a part that is not ready; "" when nothing is."""
+    if shutil.disk_usage(state.root).free < 1 << 20:
+        return f"No space left on device: the disk of the state folder {state.root} is full; make room there"
+    if not launch.running(state):
+        return "the local stack has stopped; the next command starts it again"
+    rows = (row for row in status(state)["parts"] if row["state"] != "ready")
+    return next((f"{row['part']} of the local stack is not ready ({row['detail'] or row['state']}); "
+                 f"stack.logs {row['part']} says why" for row in rows), "")
+
+
 def down(state: State, *, wipe: bool = False, progress: binaries.Progress = print) -> None:
     """Stop the stack, and with `wipe` remove its state folder; one that does not run is fine."""
     if launch.running(state):

@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -128,12 +127,11 @@ def test_run_falls_back(state: State) -> None:
 def test_the_init_wrapper_passes_signals_on(state: State) -> None:
     waiting = "#!/bin/bash\necho ready\nsleep 60 & wait\n"
 
-    def seconds(**environment: str) -> tuple[int, float]:
+    def ended(**environment: str) -> tuple[int, float]:
         process = start(state, {"app.sh": waiting}, **environment)
         assert process.stdout
         while process.stdout.readline().strip() != "ready":
             assert process.poll() is None
-        began = time.monotonic()
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(children[0]), 15)
         try:
@@ -142,11 +140,10 @@ def test_the_init_wrapper_passes_signals_on(state: State) -> None:
             process.kill()
         process.wait()
         process.stdout.close()
-        return process.returncode, time.monotonic() - began
+        return process.returncode
 
-    assert seconds()[1] >= 2, "a shell as process 1 ignores SIGTERM, here as on OpenShift"
-    code, took = seconds(ENABLE_INIT_WRAPPER="1")
-    assert (code, took < 2) == (143, True)
+    assert ended() != 143, "a shell as process 1 ignores SIGTERM, here as on OpenShift, and has to be killed"
+    assert ended(ENABLE_INIT_WRAPPER="1") == 143
 
 
 @pytest.fixture
