@@ -163,10 +163,15 @@ def create(instance: Instance, _observed: Observed) -> Plan:
                   undo_unless=f"SELECT 1 WHERE NOT EXISTS ({there})")
     yield Execute(f'ALTER DATABASE "{db.name}" OWNER TO "{db.role}"',
                   unless=f"{there} AND pg_get_userbyid(datdba) = '{db.role}'")
-    # Where somebody dropped the role, its tables went to the administrator: the app's role gets them back.
-    yield Execute(f'REASSIGN OWNED BY "{db.administrator}" TO "{db.role}"', database=db.name,
-                  unless="SELECT 1 WHERE NOT EXISTS (SELECT FROM pg_class WHERE relnamespace = 'public'::regnamespace "
-                         f"AND pg_get_userbyid(relowner) = '{db.administrator}')",
+    # Where somebody dropped the role, its tables went to the administrator: the app's role gets them back. Table by table,
+    # because REASSIGN OWNED would also hand over the administrator's other databases on the server.
+    theirs = ("SELECT relname FROM pg_class c WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v', 'm', 'S') "
+              f"AND pg_get_userbyid(relowner) = '{db.administrator}' "
+              # A sequence of a column goes with its table.
+              "AND NOT EXISTS (SELECT FROM pg_depend WHERE objid = c.oid AND deptype IN ('a', 'i'))")
+    yield Execute(f"DO $$ DECLARE name text; BEGIN FOR name IN {theirs} LOOP "
+                  f"EXECUTE format('ALTER TABLE public.%I OWNER TO %I', name, '{db.role}'); END LOOP; END $$", database=db.name,
+                  unless=f"SELECT 1 WHERE NOT EXISTS ({theirs})",
                   instead="The tables stay with the role that owns the database.")
 
 

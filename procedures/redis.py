@@ -4,13 +4,15 @@ import re
 from typing import Any
 
 from procedures import project
-from runbook.instance import Instance
+from runbook.instance import Instance, Redis
 from runbook.observed import Observed
-from runbook.plan import Apply, Credential, Former, Manifest, Object, Plan, Require, WaitFor, rolled_out
+from runbook.plan import Apply, Credential, Former, Manifest, Object, Plan, Require, Revision, WaitFor, rolled_out
 from runbook.step import step
 
 TEMPLATE = "redis-ephemeral"
 """Channel data is transient, so the template without a volume is the right one."""
+REVISION = "guide/password"
+"""The annotation that carries the revision of the Secret with the password."""
 
 
 def password(instance: Instance) -> Credential:
@@ -43,7 +45,7 @@ def add(instance: Instance, observed: Observed) -> Plan:
         "NAMESPACE": "openshift", "REDIS_PASSWORD": password(instance),
     }):
         deployed = manifest["kind"] == "Deployment"
-        yield Apply(with_observed_image(manifest, observed, stream, wanted.version) if deployed else manifest)
+        yield Apply(completed(manifest, observed, stream, wanted) if deployed else manifest)
     yield WaitFor(Object("Deployment", wanted.name), rolled_out)
 
 
@@ -73,14 +75,19 @@ def filled(template: Manifest, values: dict[str, Any]) -> list[Manifest]:
     return objects
 
 
-def with_observed_image(manifest: Manifest, observed: Observed, stream: Manifest | None, tag: str) -> Manifest:
-    """Put in the image that the platform's image trigger sets, so that the first pod does not wait for the trigger."""
+def completed(manifest: Manifest, observed: Observed, stream: Manifest | None, wanted: Redis) -> Manifest:
+    """Put in the image that the platform's image trigger sets, so that the first pod does not wait for the trigger.
+
+    And the revision of the Secret: Redis takes its password at its start, so a changed one is another pod.
+    """
+    template = manifest["spec"]["template"]["metadata"]
+    template["annotations"] = template.get("annotations", {}) | {REVISION: Revision((Object("Secret", wanted.name),))}
     found = observed.object("Deployment", manifest["metadata"]["name"])
     container = manifest["spec"]["template"]["spec"]["containers"][0]
     if found:
         container["image"] = found["spec"]["template"]["spec"]["containers"][0]["image"]
     else:
-        container["image"] = tagged(stream, tag) or f"redis:{tag}"
+        container["image"] = tagged(stream, wanted.version) or f"redis:{wanted.version}"
     return manifest
 
 

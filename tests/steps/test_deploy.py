@@ -138,6 +138,7 @@ def test_the_schedule_is_there_suspended_and_the_second_run_changes_nothing(depl
 START = "build.openshift.io/buildconfigs/instantiate"
 
 
+@pytest.mark.fault(29)
 def test_the_account_may_start_this_build_and_nothing_else(deployed: Site) -> None:
     app, account = deployed.instance.app, deploy.schedule_name(deployed.instance)
     assert may(deployed, account, "create", START, app)
@@ -358,6 +359,7 @@ def test_a_wrong_time_is_refused_in_the_servers_words(deployed: Site, change: di
         deployed.change(MINUTE)
 
 
+@pytest.mark.fault(28, 30, 33)
 def test_the_clock_starts_one_build_and_the_schedule_suspends_itself(deployed: Site) -> None:
     name = deploy.schedule_name(deployed.instance)
     made = calendar.timegm(time.strptime(schedule(deployed)["metadata"]["creationTimestamp"], "%Y-%m-%dT%H:%M:%SZ"))
