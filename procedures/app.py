@@ -2,16 +2,35 @@
 
 import json
 import re
+from typing import Annotated
 
 from procedures import project, source
 from runbook.instance import Instance
 from runbook.observed import Observed
-from runbook.plan import Apply, Condition, Credential, Former, Manifest, Object, Plan, Require, WaitFor, secret
+from runbook.plan import (
+    Apply,
+    Condition,
+    Credential,
+    Former,
+    Inside,
+    Log,
+    Manifest,
+    Object,
+    Patch,
+    Plan,
+    Require,
+    Shell,
+    WaitFor,
+    rolled_out,
+    secret,
+)
 from runbook.step import step
 
 REGISTRY = "image-registry.openshift-image-registry.svc:5000"
 """The platform's own registry, as pods name it."""
 PORT = 8080
+RESTARTED = "guide/restarted"
+"""The annotation of the pods whose change makes them anew."""
 GROUP = "certhelper"
 """The application group under which the console's topology shows what belongs together."""
 
@@ -103,6 +122,91 @@ def create(instance: Instance, observed: Observed) -> Plan:
     yield Apply(route(instance, observed))
     yield WaitFor(Object("Route", instance.app), admitted, seconds=60)
     yield Apply(deployment(instance, observed))
+
+
+@step(
+    operation=True,
+    see="The app's last lines.",
+    otherwise=(("`… has no pod`", "The app is stopped or was never started: `guide.status` says which."),
+               ("`previous terminated container … not found`",
+                "No container of the pod ended before this one: leave `--previous` out.")),
+)
+def logs(instance: Instance, _observed: Observed, *, follow: Annotated[bool, "Go on as lines come; Ctrl-C ends it."] = False,
+         lines: Annotated[int, "How many lines of each pod."] = 100,
+         previous: Annotated[bool, "Of the container before the last restart: why it crashed."] = False) -> Plan:
+    """Print the app's log."""
+    yield Log(instance.app, instance.app, lines, follow, previous)
+
+
+@step(
+    operation=True,
+    see="A prompt inside the pod; `exit` leaves it.",
+    otherwise=(("`a shell needs a terminal`", "The command was started by a script: run it in a terminal."),
+               ("`no pod of … is ready`", "The app does not run: `app.logs --previous` says why.")),
+)
+def shell(instance: Instance, _observed: Observed) -> Plan:
+    """Open a shell in a pod of the app."""
+    yield Shell(instance.app, instance.app)
+
+
+IS_SUPERUSER = """\
+import sys
+from django.contrib.auth import get_user_model
+wanted = {{get_user_model().USERNAME_FIELD: {name!r}}}
+sys.exit(not get_user_model().objects.filter(is_superuser=True, is_staff=True, is_active=True, **wanted).exists())"""
+MAKE_SUPERUSER = """\
+import sys
+from django.contrib.auth import get_user_model
+wanted, password = {{get_user_model().USERNAME_FIELD: {name!r}}}, sys.stdin.readline().rstrip()
+user = get_user_model().objects.filter(**wanted).first()
+if user is None and not password:
+    sys.exit("there is no user {name}: let {name} sign in at the site once, or name a file with a password in "
+             "RUNBOOK_ADMIN_PASSWORD_FILE")
+user = user or get_user_model()(**wanted)
+user.is_active = user.is_staff = user.is_superuser = True
+if password:
+    user.set_password(password)
+user.save()"""
+
+
+@step(
+    operation=True,
+    see="The user sees the site's administration at `/admin/`.",
+    otherwise=(
+        ("`there is no user`", "Let the user sign in at the site once, which makes it; then run this again. For an app that takes "
+                               "passwords, give one: `RUNBOOK_ADMIN_PASSWORD_FILE` names a file that holds it."),
+        ("`no pod of … is ready`", "The app does not run: `app.logs` says why."),
+    ),
+)
+def admin(instance: Instance, observed: Observed, *, user: Annotated[str, "The user's name in the app."] = "") -> Plan:
+    """Make a user of the app a superuser."""
+    yield Require("a user is named", "" if observed.empty or re.fullmatch(r"[\w.@+-]{1,150}", user) else
+                  f"{user!r} is no user's name" if user else "which user?",
+                  f"`invoke app.admin --build={instance.name} --user=NAME`")
+    name = user or "NAME"
+    manage = ("python", "manage.py", "shell", "-c")
+    # With single sign-on nobody logs in by password, so none is asked for; the pod's process reads it from its input.
+    password = Credential("admin-password", f"password of {name}, empty for none", optional=True)
+    yield Inside(instance.app, instance.app, (*manage, MAKE_SUPERUSER.format(name=name)), f"{name} is a superuser",
+                 unless=(*manage, IS_SUPERUSER.format(name=name)), input=password, seconds=90)
+
+
+@step(
+    operation=True,
+    see="All pods of the app were made anew; the site answered all the time.",
+    otherwise=(("The wait ends with an error.",
+                "The fresh pod does not start, and the former one goes on. `app.logs --previous` says why."),),
+)
+def restart(instance: Instance, observed: Observed) -> Plan:
+    """Restart the app: fresh pods first, then the former ones go."""
+    found = observed.object("Deployment", instance.app)
+    yield Require("there is an app to restart", "" if found or observed.empty else f"there is no Deployment {instance.app}",
+                  f"`invoke guide.run --build={instance.name}` makes it")
+    # Any other text than the one before makes fresh pods; the generation differs after every change.
+    mark = f"after generation {found['metadata']['generation']}" if found else "after generation N"
+    yield Patch(Object("Deployment", instance.app), {"spec": {"template": {"metadata": {"annotations": {RESTARTED: mark}}}}},
+                "its pods are made anew", owner="deploy.build")
+    yield WaitFor(Object("Deployment", instance.app), rolled_out, seconds=600)
 
 
 def labels(instance: Instance) -> dict[str, str]:

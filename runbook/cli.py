@@ -108,7 +108,8 @@ def _step_task(step: Step, specimen: Callable[[], Instance | None], folder: Path
         own = {name: given.pop(name) for name in step.options}
         if "again" in step.options and "again" in given:
             own["again"] = given["again"]
-        with reporting(given) as report, opened(given, step.name, folder, local, report) as connections:
+        with reporting(given) as report, \
+                opened(given, step.name, folder, local, report, before_login=step.before_login) as connections:
             _run_step(step, connections, given, own, report)
 
     doc = f"{step.summary}\n\nExample: invoke {step.name} --build=dev"
@@ -289,9 +290,10 @@ def _confirm(instance: Instance, given: Mapping[str, Any], what: str) -> None:
 
 
 @contextmanager
-def opened(given: Mapping[str, Any], command: str, folder: Path, local: Local, report: Report) -> Iterator[Connections]:
+def opened(given: Mapping[str, Any], command: str, folder: Path, local: Local, report: Report, *,
+           before_login: bool = False) -> Iterator[Connections]:
     """Give the connections of a run: instance and target chosen, the stack started, the first line said."""
-    from runbook.connections import Connections, Flags
+    from runbook.connections import Connections, Flags, same
 
     build = given.get("build") or ""
     if not build:
@@ -310,11 +312,11 @@ def opened(given: Mapping[str, Any], command: str, folder: Path, local: Local, r
     flags = Flags(**{key: bool(given.get(key)) for key in ("force", "rotate", "data", "yes")})
     connections = Connections(instance, target, flags, _cache(), report.line, report.table, command)
     try:
-        server = connections.cluster.server
-        if name == "cern" and not _same(server, instance.api):
+        server = instance.api if before_login and name == "cern" else connections.cluster.server
+        if name == "cern" and not same(server, instance.api):
             raise WrongUse(f"you are logged in to {server}, and {build} lives at {instance.api}",
                            f"`oc login --web --server={instance.api}`")
-        looking = given.get("dry") or command in ("guide.plan", "guide.status")
+        looking = before_login or given.get("dry") or command in ("guide.plan", "guide.status")
         if name == "cern" and instance.name == "production" and not looking:
             _confirm(instance, given, "changes production")
         report.header(f"{name} · {server} · project {instance.project} · instance {instance.name}")
@@ -332,12 +334,6 @@ def _with_notes(error: GuideError, of: GuideError) -> GuideError:
     for note in getattr(of, "__notes__", []):
         error.add_note(note)
     return error
-
-
-def _same(one: str, other: str) -> bool:
-    from urllib.parse import urlsplit
-
-    return (urlsplit(one).hostname, urlsplit(one).port or 443) == (urlsplit(other).hostname, urlsplit(other).port or 443)
 
 
 def _cache() -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime as dt
 import getpass
 import os
@@ -14,12 +15,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from runbook.clients.cluster import Cluster
 from runbook.clients.database import PasswordFile, Server
 from runbook.clients.git import Git
 from runbook.clients.web import Portal, Web
-from runbook.errors import GuideError, Unknown, WaitingForPerson
+from runbook.errors import GuideError, Unknown, WaitingForPerson, WrongUse
 from runbook.instance import Instance, find, load
 from runbook.lease import Lease
 from runbook.observed import Observed, Question
@@ -157,6 +159,18 @@ class Connections:
                           f"add the line {db.host}:{db.port}:*:{db.administrator}:PASSWORD to it, mode 0600")
         return self.database.log_in(db.administrator, found, database)
 
+    def login(self) -> str:
+        """Return why nobody is logged in where the instance lives, "" when somebody is; the kubeconfig is read anew."""
+        self.__dict__.pop("cluster", None)
+        try:
+            server = self.cluster.server
+            if self.target.name == "cern" and not same(server, self.instance.api):
+                return f"you are logged in to {server}, and {self.instance.name} lives at {self.instance.api}"
+            self.cluster.user()
+        except GuideError as error:
+            return error.found
+        return ""
+
     def known(self, wanted: Credential) -> Hidden | None:
         """Return a credential's value without asking anybody and without making one up; None when there is none yet."""
         if wanted.name in self._values:
@@ -205,8 +219,20 @@ class Connections:
                 raise WaitingForPerson(f"{wanted.label} is not known and nobody is at a terminal to ask",
                                        f"put it into a file and name it: {wanted.variable}_FILE=FILE")
             value = Hidden(getpass.getpass(f"{wanted.label}: "))
+        if wanted.must and value.reveal() != wanted.must:
+            raise GuideError(f"the {wanted.label} is {value.reveal()!r}, and the instance file says {wanted.must!r}",
+                             f"give the one that belongs to {self.instance.path.name or 'the instance file'}, or mend the file")
         self._values[wanted.name] = value
         return value
+
+    def _other_instances(self) -> list[Instance]:
+        """Return the other instances; a file that cannot be read is that instance's own trouble."""
+        found = []
+        for path in sorted(self.instance.path.parent.glob("*.toml")):
+            if path.name != self.instance.path.name:
+                with contextlib.suppress(WrongUse):
+                    found.append(load(path, self.target.name, self.target.facts))
+        return found
 
     def learn(self, wanted: Credential, value: str) -> None:
         """Keep a value that a person gave."""
@@ -241,6 +267,8 @@ class Connections:
             case "instance":
                 path = find(self.instance.path.parent, about)
                 return load(path, self.target.name, self.target.facts)
+            case "other instances":
+                return self._other_instances()
             case "storage classes":
                 try:
                     return sorted(found["metadata"]["name"] for found in self.cluster.list("StorageClass"))
@@ -250,11 +278,20 @@ class Connections:
                 from runbook import backup
 
                 return backup.unfit(Path(about), self)
+            case "machine":
+                from runbook import machine
+
+                return machine.looked_at(self)
             case "user":
                 return self.cluster.user()
             case "now":
                 return dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M UTC")
         return self.git.checkout(Path(about))
+
+
+def same(one: str, other: str) -> bool:
+    """Return whether two addresses are of one server: 443 need not be said."""
+    return (urlsplit(one).hostname, urlsplit(one).port or 443) == (urlsplit(other).hostname, urlsplit(other).port or 443)
 
 
 def _from_environment(wanted: Credential) -> Hidden | None:

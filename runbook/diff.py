@@ -20,6 +20,7 @@ from runbook.clients.cluster import Cluster, Refused
 from runbook.connections import Connections
 from runbook.errors import Conflict, GuideError, Unknown, Unreachable
 from runbook.plan import (
+    Accepts,
     Action,
     Admitted,
     Answers,
@@ -30,6 +31,7 @@ from runbook.plan import (
     Execute,
     Inside,
     Log,
+    LoggedIn,
     LogIn,
     Look,
     Manifest,
@@ -242,9 +244,22 @@ def proved(proof: Proof, deed: str, connections: Connections) -> Difference:
         note = connections.database.answers()
     elif isinstance(proof, Admitted):
         return admission.seen(proof, deed, connections)
+    elif isinstance(proof, LoggedIn):
+        note = connections.login()
+    elif isinstance(proof, Accepts):
+        note = _refused(proof, connections)
     else:
         note = "" if connections.known(proof) else f"{proof.label} is not known"
     return Difference(State.DONE if not note else State.WAITING, deed, note=note)
+
+
+def _refused(proof: Accepts, connections: Connections) -> str:
+    """Return "" when an address accepts a request, else what to say."""
+    try:
+        status, _ = connections.web.request("GET", proof.url)
+    except Unreachable as error:
+        return error.found
+    return "" if status < 400 else f"{proof.otherwise} (it answers {status})"
 
 
 @compare.register
@@ -286,7 +301,7 @@ def look(action: Look, connections: Connections) -> str:
     if action.refused:
         return f"{address} answers {status}, and should not"
     if status not in action.status:
-        return f"{address} answers {status}"
+        return f"{action.unlike} (it answers {status})" if action.unlike else f"{address} answers {status}"
     return "" if action.contains in text else f"{address} does not contain {action.contains!r}"
 
 

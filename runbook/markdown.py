@@ -17,6 +17,7 @@ from runbook import options, shell
 from runbook.instance import Instance
 from runbook.observed import Observed
 from runbook.plan import (
+    Accepts,
     Action,
     Admitted,
     Answers,
@@ -28,6 +29,7 @@ from runbook.plan import (
     Execute,
     Inside,
     Log,
+    LoggedIn,
     LogIn,
     Look,
     Patch,
@@ -197,6 +199,10 @@ def proof(until: Proof) -> str:
             return f"PostgreSQL answers with TLS at `{until.host}:{until.port}`"
         case Admitted():
             return f"`{until.host}:{until.port}` lets a pod of the project in"
+        case Accepts():
+            return until.what
+        case LoggedIn():
+            return f"somebody is logged in to `{until.api}`"
         case Credential():
             return f"the {until.label} is known"
     return f"{until} is there"

@@ -35,6 +35,41 @@ class Source:
     """Why it could not be read: no repository at the address, no such branch, no access."""
 
 
+@dataclass(frozen=True)
+class Rule:
+    """Something that whoever is logged in may do; `*` stands for all."""
+
+    groups: tuple[str, ...]
+    resources: tuple[str, ...]
+    verbs: tuple[str, ...]
+
+    def allows(self, group: str, resource: str, verb: str) -> bool:
+        """Return whether this rule allows a verb on a resource."""
+        return all(wanted in known or "*" in known for wanted, known in
+                   ((group, self.groups), (resource, self.resources), (verb, self.verbs)))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the reader's machine has, and what whoever sits there reaches and may do."""
+
+    programs: Mapping[str, str]
+    """Programs and their versions; "" for one that is not there."""
+    network: str
+    """Why the API server cannot be reached, "" when it can."""
+    login: str
+    """Why nobody is logged in, "" when somebody is."""
+    user: str
+    database: str
+    """Why the database server cannot be reached, "" when it can."""
+    rules: tuple[Rule, ...] | None
+    """What may be done in the project; None when it is not there."""
+    quota: tuple[str, ...]
+    """What of the project's quota is used, a line for each resource."""
+    applies: Mapping[str, str]
+    """What the server said to a server-side apply that stores nothing: kind and words, "" when it took it."""
+
+
 Question = Object | str
 """An object of the cluster; else a word and what it is asked about, such as `source` (the remote branch) or `checkout:PATH`."""
 
@@ -80,6 +115,10 @@ class Observed:
         found: Instance | None = self._ask(f"instance:{build}")
         return found
 
+    def other_instances(self) -> list[Instance]:
+        """Return the instances whose files stand beside this one's, as far as they can be read."""
+        return self._ask("other instances") or []
+
     def storage_classes(self) -> list[str] | None:
         """Return the names of the storage classes that the cluster offers, None when they may not be read."""
         found: list[str] | None = self._ask("storage classes")
@@ -88,6 +127,11 @@ class Observed:
     def user(self) -> str:
         """Return who is logged in to the cluster, "" when nobody is known."""
         return self._ask("user") or ""
+
+    def machine(self) -> Machine | None:
+        """Return what the reader's machine has and reaches, None while a page is being made."""
+        found: Machine | None = self._ask("machine")
+        return found
 
     def now(self) -> str:
         """Return the time of day in UTC, to the minute; "" while a page is being made."""

@@ -40,6 +40,8 @@ class Credential:
     """Whether an empty value will do: nothing is asked for then."""
     former: Former | None = None
     """Where a set-up made by hand has it: it is kept, not made anew."""
+    must: str = ""
+    """The one value that is right, when it is no secret and the instance file says it: another one is refused."""
 
     @property
     def variable(self) -> str:
@@ -153,6 +155,17 @@ class Answers:
 
 
 @dataclass(frozen=True)
+class Accepts:
+    """Proof of a person's deed: an address answers as it does once the deed is done, with a status below 400."""
+
+    url: str
+    what: str
+    """What answers, in a few words: `the sign-on knows …`."""
+    otherwise: str
+    """What to say when it refuses."""
+
+
+@dataclass(frozen=True)
 class Admitted:
     """Proof of a person's deed: the database server lets a pod of the project in, with TLS.
 
@@ -167,7 +180,14 @@ class Admitted:
     deployment: str
 
 
-Proof = Object | Answers | Admitted | Credential
+@dataclass(frozen=True)
+class LoggedIn:
+    """Proof of a person's deed: somebody is logged in to the cluster at this address."""
+
+    api: str
+
+
+Proof = Object | Accepts | Answers | Admitted | Credential | LoggedIn
 """How the effect of a person's deed is seen: an object exists, a server answers, a credential is known."""
 
 
@@ -227,6 +247,8 @@ class Look:
     """Whether to look from an address outside CERN; the local stack has one, at CERN the reader's own counts."""
     refused: bool = False
     """Whether the site must not answer at all."""
+    unlike: str = ""
+    """What another status means; said in place of address and status."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from runbook.instance import Instance
 from runbook.observed import Observed
 from runbook.options import credentials, outline
 from runbook.plan import (
+    Accepts,
     Action,
     Admitted,
     Answers,
@@ -31,6 +32,7 @@ from runbook.plan import (
     Execute,
     Inside,
     Log,
+    LoggedIn,
     LogIn,
     Look,
     Manifest,
@@ -243,6 +245,11 @@ def _(action: Ask, _setting: Setting) -> Iterable[str]:
             yield 'pg_isready -d "$server"'
         case Admitted():
             yield "# The guide tries it from a pod of the project; without the guide, the app's log tells."
+        case LoggedIn():
+            yield "oc auth whoami"
+        case Accepts():
+            yield f"# {action.until.what}"
+            yield f"curl --fail --silent --show-error --output /dev/null {quoted(action.until.url)}"
         case Credential():
             pass
 

@@ -39,6 +39,8 @@ class Step:
     """What to do when it is not seen: symptom and cure."""
     undoes: Step | None = None
     """The step whose undo this one is, under a name that people look for: `eos.unmount` undoes `eos.mount`."""
+    before_login: bool = False
+    """Whether it works without a log-in to the cluster."""
 
     @property
     def procedure(self) -> str:
@@ -83,10 +85,11 @@ class Step:
 
 def step(*, needs: Sequence[Step] = (), operation: bool = False, person: bool = False,
          wanted: Wanted = lambda _: True, unconfirmed: str = "", see: str = "",
-         otherwise: Sequence[tuple[str, str]] = (), undoes: Step | None = None) -> Callable[[Callable[..., Plan]], Step]:
+         otherwise: Sequence[tuple[str, str]] = (), undoes: Step | None = None,
+         before_login: bool = False) -> Callable[[Callable[..., Plan]], Step]:
     """Make a function a step; see `Step` for the meaning of each word."""
     return lambda function: Step(function, tuple(needs), operation or bool(undoes), person, wanted, unconfirmed, see,
-                                 tuple(otherwise), undoes)
+                                 tuple(otherwise), undoes, before_login)
 
 
 @dataclass(frozen=True)
