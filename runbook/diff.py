@@ -87,6 +87,8 @@ class Difference:
     cure: str = ""
     taken: bool = False
     """Whether somebody else manages fields that the step set before: drift, which a run takes back."""
+    made: bool = False
+    """Whether it is there because the step makes such things: an object, a role, a database."""
     looks: bool = False
     """Whether it only looks at the running app: what is seen may be what a later step repairs."""
     foreign: bool = False
@@ -126,7 +128,7 @@ def _(action: Apply, connections: Connections, manager: str) -> Difference:
     fields += [Field(path.lstrip("."), "(as wanted)", "(as wanted)", who) for path, who in conflicts
                if not any(_about(f".{f.path}", path) for f in fields)]
     if not fields:
-        return Difference(State.DONE, str(wanted))
+        return Difference(State.DONE, str(wanted), made=not action.part)
     theirs = [] if ours else adoption.people(live)
     note = f"{', '.join(theirs)} set it; {matching(live, manifest)} of the step's fields are as wanted" if theirs else ""
     return Difference(State.DRIFTED if ours else State.MISSING, str(wanted), tuple(fields), note,
@@ -201,7 +203,7 @@ def _(action: Execute, connections: Connections, _manager: str) -> Difference:
         if f'database "{action.database}" does not exist' in error.found:
             return Difference(State.NEW, what, note=error.found)
         return Difference(State.UNKNOWN, what, note=error.found, cure=error.cure)
-    return Difference(State.DONE if done else State.MISSING, what)
+    return Difference(State.DONE if done else State.MISSING, what, made=bool(done and action.undo))
 
 
 def _logged_in(wanted: LogIn, connections: Connections, what: str) -> Difference:
@@ -461,15 +463,8 @@ def summed(differences: list[Difference]) -> State:
             return state
     if State.WAITING in states and not {State.MISSING, State.NEW} & set(states):
         return State.WAITING
-    objects = [d for d in differences if d.state in (State.DONE, State.MISSING)]
-    return State.DRIFTED if _half_there(objects) else State.MISSING
-
-
-def _half_there(differences: list[Difference]) -> bool:
-    made = ("Secret", "Service", "Deployment", "Route")
-    # An object is named by kind and name; more words tell of a state that is waited for, and that others may have brought about.
-    return any(d.state is State.DONE and (d.what.startswith("CREATE") or (d.what.startswith(made) and len(d.what.split()) == 2))
-               for d in differences)
+    # Half of what the step makes is there: it was done once, and somebody took the rest away.
+    return State.DRIFTED if any(d.made for d in differences) else State.MISSING
 
 
 def refusal(error: GuideError) -> Difference:

@@ -130,37 +130,39 @@ def stand(wanted: Step, connections: Connections, options: Mapping[str, Any] | N
     """Return how a step stands, changing nothing."""
     if not wanted.wanted(connections.instance):
         return Standing(wanted.name, State.NOT_WANTED)
-    differences = list(_differences(wanted, connections, options or {}))
-    since, by = _last(wanted, connections)
-    return Standing(wanted.name, summed(differences), differences, since, by)
+    differences, applied = list[Difference](), list[Object]()
+    for action, difference in _compared(wanted, connections, options or {}):
+        differences.append(difference)
+        if isinstance(action, Apply):
+            applied.append(action.object)
+    since = _last(applied, wanted.manager, connections)
+    return Standing(wanted.name, summed(differences), differences, since, wanted.manager if since else "")
 
 
-def _differences(wanted: Step, connections: Connections, options: Mapping[str, Any]) -> Iterator[Difference]:
+def _compared(wanted: Step, connections: Connections, options: Mapping[str, Any]) -> Iterator[tuple[Action, Difference]]:
     plan = wanted.plan(connections.instance, connections.observed, **options)
     for action in plan:
         try:
             difference = compare(action, connections, wanted.manager)
         except GuideError as error:
             difference = refusal(error)
-        yield difference
+        yield action, difference
         # What comes after an effect that is not there yet cannot be looked at.
         if difference.state not in (State.DONE, State.DRIFTED, State.MISSING) and isinstance(action, WaitFor | Look | Inside):
             return
 
 
-def _last(wanted: Step, connections: Connections) -> tuple[str, str]:
-    """Return when the step's field manager wrote last; the cluster remembers it."""
-    times = []
-    plan = wanted.plan(connections.instance, connections.observed)
-    for action in plan:
-        if isinstance(action, Apply):
-            try:
-                live = connections.observed.object(action.object.kind, action.object.name, action.object.namespace)
-            except GuideError:
-                continue
-            times += [e.get("time", "") for e in (live or {}).get("metadata", {}).get("managedFields", [])
-                      if e.get("manager") == wanted.manager]
-    return (max(times), wanted.manager) if times else ("", "")
+def _last(applied: list[Object], manager: str, connections: Connections) -> str:
+    """Return when a field manager wrote last, "" when it never did; the cluster remembers it."""
+    times = [""]
+    for each in applied:
+        try:
+            live = connections.observed.object(each.kind, each.name, each.namespace)
+        except GuideError:
+            continue
+        entries = (live or {}).get("metadata", {}).get("managedFields", [])
+        times += [entry.get("time", "") for entry in entries if entry.get("manager") == manager]
+    return max(times)
 
 
 def require_needs(wanted: Step, connections: Connections) -> None:
