@@ -190,7 +190,7 @@ def test(_c: Context, *, only: str = "") -> None:
         for name in ("kubectl", "etcd", "kube-apiserver", "kube-controller-manager"):
             binaries.find(name, _tell)
     chosen = ["-k", only] if only else []
-    _run([sys.executable, "-m", "pytest", "--durations=15", f"--verified={ROOT / 'verified.json'}", *chosen])
+    _run([sys.executable, "-m", "pytest", "--durations=15", *_workers(), f"--verified={ROOT / 'verified.json'}", *chosen])
 
 
 @task(auto_shortflags=False, help={"cold": "Also build the control plane, beside a bare go build."})
@@ -200,6 +200,11 @@ def bench(_c: Context, *, cold: bool = False) -> None:
     Example: invoke bench
     """
     _run([sys.executable, str(ROOT / "tests" / "bench.py"), *(["--cold"] if cold else [])])
+
+
+def _workers() -> list[str]:
+    """Return the options for two workers, each with a stack of its own; a file's tests share one, in order."""
+    return ["--numprocesses=2", "--dist=loadfile"] if (os.cpu_count() or 1) > 1 else []
 
 
 def _tell(line: str) -> None:

@@ -20,7 +20,12 @@ from stack.state import State
 from tests import stamping
 from tests.guide import Guide, Site
 from tests.reporting import pytest_runtest_makereport  # noqa: F401  a hook of pytest
-from tests.stamping import pytest_addoption, pytest_runtest_logreport, pytest_sessionfinish  # noqa: F401  hooks of pytest
+from tests.stamping import (  # noqa: F401  hooks of pytest
+    pytest_addoption,
+    pytest_runtest_logreport,
+    pytest_sessionfinish,
+    pytest_testnodedown,
+)
 
 
 @dataclass(frozen=True)

@@ -52,9 +52,18 @@ def remember(state: State) -> None:
             versions[named[row["program"]]] = str(row["version"]).removeprefix("v")
 
 
+def pytest_testnodedown(node: Any) -> None:
+    """Take what a worker of pytest-xdist remembered."""
+    told = getattr(node, "workeroutput", {})
+    journal.extend(told.get("journal", []))
+    versions.update(told.get("versions", {}))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     target = session.config.getoption("--verified")
-    if target and journal:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput |= {"journal": journal, "versions": versions}
+    elif target and journal:
         proved(failed, journal).write(Path(target))
 
 
