@@ -272,7 +272,7 @@ def _(action: Inside, _difference: Difference, connections: Connections, _manage
     tell(action.what)
     if not action.unless and not action.show and not action.input:
         if note := pods.wait_inside(action, connections):
-            raise GuideError(note, "the page says what else to try; `invoke app.logs` shows the app's log")
+            raise GuideError(note)
         return
     said = pods.run_inside(action, connections)
     if action.show:
@@ -324,7 +324,7 @@ def _(action: Look, _difference: Difference, connections: Connections, _manager:
             return
         tell(note)
         time.sleep(0.2)
-    raise GuideError(note, "read the app's log: `oc logs deployment/NAME`; the page says what else to try")
+    raise GuideError(note)
 
 
 @carry_out.register

@@ -49,7 +49,8 @@ class Run:
         except StopIteration:
             pass
         except GuideError as error:
-            error.cure = error.cure or known_cure(wanted, error.found)
+            error.cure = error.cure or known_cure(wanted, error.found) \
+                or f"`invoke guide.doctor --build={self.connections.instance.name}` looks for the cause"
             error.add_note(wanted.name)
             raise
         return Outcome(wanted.name, "changed" if changed else "unchanged", time.monotonic() - started, detail)
