@@ -43,8 +43,14 @@ def hopeless(connections: Connections, deployment: str) -> str:
 
 
 def unhealthy(connections: Connections, pod: str) -> str:
-    """Return what the startup probe of a pod saw last, "" when it found nothing wrong: the log does not know of it."""
-    said = [event for event in connections.cluster.list("Event", fieldSelector=f"involvedObject.name={pod}")
+    """Return what the startup probe saw last of a pod that the node restarts because of it, else "".
+
+    The log of such a pod does not know why. A pod that ends by itself may have failed a look before, which is no reason.
+    """
+    events = connections.cluster.list("Event", fieldSelector=f"involvedObject.name={pod}")
+    if not any(event.get("reason") == "Killing" and "failed startup probe" in event.get("message", "") for event in events):
+        return ""
+    said = [event for event in events
             if event.get("reason") == "Unhealthy" and event.get("message", "").startswith("Startup probe")]
     return max(said, key=lambda event: event.get("lastTimestamp") or "")["message"] if said else ""
 

@@ -310,7 +310,7 @@ def test_another_image_there_is_found_and_taken_over_here(deployed: Site, promot
     deployed("deploy.rollback", "--to=1", "--why=promote an older one", "--yes")
     canary(deployed, "the-first")
     found = promoted.outcomes("guide.status", code=3)
-    assert found["deploy.promote"]["state"] == "missing"
+    assert found["deploy.promote"]["state"] == "drifted"
     promoted("deploy.promote")
     assert digest(promoted) == digest(deployed)
     canary(promoted, "the-first")
