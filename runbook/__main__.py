@@ -24,7 +24,7 @@ class Guide(Program):  # type: ignore[misc]
         try:
             super().parse_tasks()
         except ParseError as error:
-            raise Exit(self._explained(str(error)), code=errors.WRONG_USE) from None
+            raise Exit(self._explained(error), code=errors.WRONG_USE) from None
 
     def list_flat(self) -> None:
         """Print the tasks in the order of the guide instead of the alphabet."""
@@ -36,15 +36,16 @@ class Guide(Program):  # type: ignore[misc]
 
         print(f"certhelper guide {_version()} (invoke {version('invoke')})")
 
-    def _explained(self, message: str) -> str:
-        if wrong := re.match(r"No idea what '(.*)' is!", message):
-            context = getattr(self.parser, "contexts", {})
+    def _explained(self, error: ParseError) -> str:
+        if wrong := re.match(r"No idea what '(.*)' is!", str(error)):
             word = wrong[1]
+            contexts = getattr(self.parser, "contexts", {})
             if word.startswith("-"):
-                options = sorted({flag for c in context.values() for flag in c.flags if flag.startswith("--")})
-                return f"error: there is no option {word!r} here; {suggestion(word.partition('=')[0], options)}"
-            return "error: " + unknown_task(word, [name for name in context if name])
-        return f"error: {message}"
+                context = error.context or contexts[None]
+                options = sorted(flag for flag in context.flags if flag.startswith("--"))
+                return f"error: {context.name or 'invoke'} has no option {word!r}; {suggestion(word.partition('=')[0], options)}"
+            return "error: " + unknown_task(word, [name for name in contexts if name])
+        return f"error: {error}"
 
 
 def _in_order(collection: Collection, prefix: str) -> list[tuple[str, str | None]]:

@@ -223,6 +223,7 @@ def test_no_secret_leaves_its_place(deployed: Guide) -> None:
 
 @pytest.mark.parametrize(("words", "code", "says"), [
     (["guide.run", "--build=devv"], 2, "did you mean dev?"),
+    (["app.create", "--build=dev", "--data"], 2, "app.create has no option '--data'; did you mean --target"),
     (["guide.run"], 2, "which instance?"),
     (["guide.run", "--build=training"], 2, "--target=cern"),
     (["guide.run", "--build=dev", "--to=redis.ad"], 2, "redis.add"),
