@@ -20,7 +20,8 @@ from runbook.errors import WrongUse
 from runbook.instance import Instance
 from runbook.markdown import fence, link, section, table
 from runbook.observed import Observed
-from runbook.options import EXIT_CODES, OPTIONS, options, outline
+from runbook.options import EXIT_CODES, OPTIONS, credentials, options, outline
+from runbook.plan import Ask, Credential
 from runbook.stamps import Verified
 from runbook.step import Runbook, Step
 
@@ -68,6 +69,7 @@ def fences(runbook: Runbook, instance: Instance, stack: Path, tasks: Any = None,
         "differs": lambda _, __: differs(stack),
         "unconfirmed": lambda _, __: unconfirmed(runbook),
         "troubleshooting": lambda _, __: troubleshooting(runbook),
+        "credentials": lambda _, __: credential_table(runbook, instance),
         "picture": lambda name, body: picture(name, body, runbook, instance),
         "faults": lambda name, __: faults(runbook, stack.parent / "docs" / name, stack.parent / "tests"),
     }
@@ -214,6 +216,31 @@ def proved_faults(tests: Path) -> dict[int, list[str]]:
                         name = f"{path.relative_to(tests).as_posix()}: {function.name}"
                         found.setdefault(ast.literal_eval(argument), []).append(name)
     return found
+
+
+def credential_table(runbook: Runbook, instance: Instance) -> str:
+    """Return every secret value that a step needs: what it is, where it comes from, where it lies, and how to renew it."""
+    rows: dict[str, tuple[str, ...]] = {}
+    for step in runbook.steps:
+        if step.undoes or not step.wanted(instance):
+            continue
+        plan = outline(step, instance, Observed())
+        places = {given.name: action.where for action in plan if isinstance(action, Ask) for given in action.gives.values()}
+        for found in credentials(plan):
+            known = rows.get(found.name)
+            if known is None or (found.name in places and "<" not in known[1]):
+                rows[found.name] = (found.label, _origin(found, places), _kept(found), f"`{found.variable}`", link(step))
+    return table(("secret", "where it comes from", "where it lies", "given by hand as", "step"), rows.values())
+
+
+def _origin(found: Credential, places: Mapping[str, str]) -> str:
+    if found.name in places:
+        return f"a person, at <{places[found.name]}>"
+    return "the guide makes it" if found.generated else "whoever owns it; it may be empty" if found.optional else "whoever owns it"
+
+
+def _kept(found: Credential) -> str:
+    return f"Secret `{found.secret}`, key `{found.key}`" if found.secret else "not in the cluster"
 
 
 def variable_table(variables: Any) -> str:

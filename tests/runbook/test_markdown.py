@@ -115,3 +115,13 @@ def test_the_table_of_contents_is_the_guides_order():
         assert row in pages.overview(Runbook([module]))
     finally:
         light.function.__module__ = __name__
+
+
+def test_every_secret_that_a_step_needs_is_listed_once_with_its_source():
+    text = pages.credential_table(RUNBOOK, INSTANCE)
+    wanted = {found.name for known in RUNBOOK.steps if known.wanted(INSTANCE) and not known.undoes
+              for found in options.credentials(options.outline(known, INSTANCE, Observed()))}
+    for name in wanted:
+        assert text.count(f"| `{Credential(name, '').variable}` |") == 1
+    assert text.count("https://account.cern.ch/") == 1
+    assert "the guide makes it | Secret `redis`, key `database-password`" in text
