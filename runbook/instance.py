@@ -128,6 +128,9 @@ class SignOn:
     issuer: str = about("Issuer of the sign-on tokens.", default="https://auth.cern.ch/auth/realms/cern")
     callback: str = about("Path that the app serves for the way back from sign-on.",
                           default="/accounts/oidc/cern/login/callback/")
+    way: Literal["portal", "return-uri"] = about(
+        "Whose registration: `portal` is one of the app's own, that a person makes; `return-uri` is the one that the "
+        "platform keeps for the project, without a form.", default="portal")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +232,9 @@ def load(path: Path, target: str = "cern", facts: Mapping[str, Any] | None = Non
     made: Instance = reader.build(Instance, table, "")
     if not re.fullmatch(r"build|promote:[\w-]+", made.deploy.image):
         raise reader.wrong("deploy.image", f"must be 'build' or 'promote:NAME', found {made.deploy.image!r}")
+    if not re.fullmatch(r"[a-z][a-z0-9_-]{2,31}", made.sso.identifier):
+        raise reader.wrong("sso.identifier", f"must begin with a lower case letter and have 3 to 32 of a-z, 0-9, _ and -, found "
+                           f"{made.sso.identifier!r}")
     _check_storage(made, reader)
     port = int((facts or {}).get("https_port", 0)) if target == "local" else 0
     return dataclasses.replace(made, name=path.stem, path=path, at=target, port=port)

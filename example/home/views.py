@@ -17,11 +17,20 @@ def roles(user):
     return data.get("userinfo", data).get("cern_roles", [])
 
 
+RIGHTS = ("shifter", "shiftleader", "expert", "admin")
+
+
+def rights(user):
+    """Return what a user may do: as in certhelper, each right whose word contains one of the user's roles."""
+    given = roles(user)
+    return [right for right in RIGHTS if any(role in right for role in given)]
+
+
 @require_safe
 def home(request):
     """Greet: anyone, and by name whoever is signed on."""
-    signed_on = request.user.is_authenticated
-    return render(request, "home/home.html", {"roles": roles(request.user) if signed_on else []})
+    known = {"roles": roles(request.user), "rights": rights(request.user)} if request.user.is_authenticated else {}
+    return render(request, "home/home.html", known | {"needed": RIGHTS})
 
 
 @require_http_methods(["GET", "HEAD", "POST"])

@@ -11,13 +11,14 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Host, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from stack.portal import forms, repositories, signon
+from stack.portal import authz, forms, repositories, signon
 from stack.state import State
 
 
 def application(state: State) -> ASGIApp:
     """Return the application of one stack; publishes the example app's repository on the way."""
     provider = signon.Provider(state)
+    authz.Operator(state, provider).start()
     repositories.publish_example(state)
 
     async def nothing_here(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,8 +1,9 @@
 """The forms that a person fills in, at `https://portal.localhost:PORT/FORM`.
 
 Stands for the Web Services portal (`projects`), the Database on Demand portal (`databases`; `database-access` is its
-file editor for pg_hba.conf), the Application portal (`registrations`), with their rules for names and categories, and
-the owner of a service account, who knows its password and may set another (`accounts`).
+file editor for pg_hba.conf), the Application portal (`registrations`; `roles` are an application's,
+`client-secrets` is the button that makes a secret anew), with their rules for names and categories, and the owner of a
+service account, who knows its password and may set another (`accounts`).
 
 Differs: one address in place of three; JSON in place of web forms (the page at `/` only shows what was requested);
 every request is granted at once; owners and e-groups are taken as they are given; only the project member's token may
@@ -34,6 +35,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from stack import eos
 from stack.api import Api, ApiError, Manifest, wait_until
 from stack.errors import StackError
+from stack.portal import authz
 from stack.portal.access import credentials, is_one_of
 from stack.portal.signon import Provider, Registration
 from stack.state import MEMBER, OUTSIDE_ADDRESS, POD_NETWORK, State
@@ -92,8 +94,12 @@ class Portal:
             "database-access": Form("Let a network in to a database instance", ("name", "network"), (),
                                     self._admit, self._database, self._keep_access, list),
             "registrations": Form("Register an application for sign-on", ("identifier", "name", "redirect_uris"),
-                                  ("category", "description", "owner", "administrators", "base_url", "protocol"),
+                                  ("category", "description", "owner", "administrators", "base_url", "protocol", "roles"),
                                   self._register, self._registration, self._remove_registration, self._registrations),
+            "client-secrets": Form("Make the client secret of a registration anew", ("identifier",), (),
+                                   self._renew, self._registration, self._keep_secret, list),
+            "roles": Form("Say which roles an application has", ("identifier", "roles"), (),
+                          self._set_roles, self._registration, self._keep_secret, list),
             "accounts": Form("Be told the password of a service account, or set it", ("name",), ("password",),
                              self._account_password, self._account, partial(eos.remove_account, self._state),
                              self._accounts),
@@ -245,6 +251,9 @@ class Portal:
             _one_of(filled["category"], CATEGORIES, "category")
         if "protocol" in filled:
             _one_of(filled["protocol"], ("OIDC",), "protocol")
+        if identifier.startswith(authz.PREFIX):
+            raise Refused(409, f"The platform itself keeps the applications {authz.PREFIX}…: choose another identifier.")
+        _roles(filled.get("roles", []))
         redirects = filled["redirect_uris"]
         if not isinstance(redirects, list) or not redirects:
             raise Refused(400, "redirect_uris is a list of at least one address.")
@@ -265,6 +274,25 @@ class Portal:
                           f"The application {name} is registered.\nclient id: {identifier}\n"
                           f"client secret: {registration.secret}\nissuer: {self._state.issuer}\n")
         return not there, self._with_secret(registration)
+
+    def _renew(self, filled: Values) -> tuple[bool, Values]:
+        if str(filled["identifier"]).startswith(authz.PREFIX):
+            raise Refused(409, "The platform itself keeps this application and its secret.")
+        if not self._registration(str(filled["identifier"])):
+            raise Refused(404, f"There is no registration {filled['identifier']!r}.")
+        return True, self._with_secret(self._provider.renew(filled["identifier"]))
+
+    def _keep_secret(self, identifier: str) -> bool:
+        raise Refused(405, f"The client secret of {identifier} ends with the registration: DELETE registrations/{identifier}.")
+
+    def _set_roles(self, filled: Values) -> tuple[bool, Values]:
+        known = self._provider.registrations().get(str(filled["identifier"]))
+        if known is None:
+            raise Refused(404, f"There is no registration {filled['identifier']!r}.")
+        details = known.details | {"roles": _roles(filled["roles"])}
+        if details == known.details:
+            return False, known.shown()
+        return True, self._provider.register(known.identifier, known.name, known.redirect_uris, details).shown()
 
     def _with_secret(self, registration: Registration) -> Values:
         """Return what the person reads on the registration's page: the secret too, each time it is asked for."""
@@ -376,6 +404,13 @@ def _name(value: object, pattern: str, what: str, rule: str) -> str:
     if not isinstance(value, str) or not re.fullmatch(pattern, value):
         raise Refused(400, f"{what} cannot be {value!r}: {rule}.")
     return value
+
+
+def _roles(wanted: object) -> list[str]:
+    if not isinstance(wanted, list):
+        raise Refused(400, "roles is a list of identifiers.")
+    return [_name(role, r"[a-z][a-z0-9_-]*", "A role's identifier",
+                  "a small letter first, then small letters, digits, hyphens and underscores") for role in wanted]
 
 
 def _text(filled: Mapping[str, Any], key: str) -> str:

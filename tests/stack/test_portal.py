@@ -23,7 +23,7 @@ from stack.state import MEMBER, State
 
 ROOT = Path(__file__).parents[2]
 CALLBACK = "https://app.localhost/accounts/oidc/cern/login/callback/"
-FORM = {"identifier": "certhelper-dev", "name": "Certification helper", "redirect_uris": [CALLBACK]}
+FORM = {"identifier": "certhelper-dev", "name": "Certification helper", "redirect_uris": [CALLBACK], "roles": ["shifter", "admin"]}
 
 
 class Alone:
