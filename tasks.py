@@ -57,16 +57,16 @@ def _stack(given: dict[str, Any], do: Callable[[Any, Any], None]) -> None:
         do(State(default_root()), report)
 
 
-@task(name="up", auto_shortflags=False)
-def stack_up(_c: Context, *, debug: bool = False) -> None:
+@task(name="up", auto_shortflags=False, help={"stack": "embedded (at first) or compose, which needs a container engine."})
+def stack_up(_c: Context, *, stack: str = "", debug: bool = False) -> None:
     """Start the local stack: a small CERN on this machine.
 
-    Example: invoke stack.up
+    Example: invoke stack.up --stack=compose
     """
     def do(state: Any, report: Any) -> None:
         from stack import commands
 
-        known = commands.up(state, report.line)
+        known = commands.up(state, report.line, stack)
         report.line(f"ready: {known['server']}  (portal {known['portal']}, local CA {known['ca']})")
 
     _stack({"debug": debug}, do)
@@ -178,14 +178,18 @@ def check(_c: Context) -> None:
     _run([str(bin_folder / "lint-imports"), "--no-cache"])
 
 
-@task(auto_shortflags=False, pre=[check], help={"only": "Only the tests whose names match (pytest's -k)."})
-def test(_c: Context, *, only: str = "") -> None:
+@task(auto_shortflags=False, pre=[check], help={"only": "Only the tests whose names match (pytest's -k).",
+                                                "stack": "embedded, or compose: the guide end to end on containers."})
+def test(_c: Context, *, only: str = "", stack: str = "embedded") -> None:
     """Check everything: code, units, pages, and the guide end to end on the local stack.
 
     Example: invoke test
     """
     from stack import binaries
 
+    if stack != "embedded":
+        _run([sys.executable, "-m", "pytest", f"--stack={stack}", "tests/test_guide.py", *(["-k", only] if only else [])])
+        return
     with _sentences_of_tests():
         for name in ("kubectl", "etcd", "kube-apiserver", "kube-controller-manager"):
             binaries.find(name, _tell)

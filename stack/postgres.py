@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import ipaddress
 import json
 import re
 import secrets
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -113,8 +116,10 @@ def drop(state: State, name: str) -> None:
 
             contained.clean(state)
         (folder / "server.json").unlink()
-        socket = _socket_folder(state, about["slot"]) / f".s.PGSQL.{about['port']}"
-        wait_until(lambda: not socket.exists() or not _listening(state), f"the end of the server of {name}", 20)
+        own = _socket_folder(state, about["slot"]) / f".s.PGSQL.{about['port']}"
+        # The container's server goes on; HAProxy stops leading to it.
+        here = functools.partial(_leads_on, about["port"]) if state.kind == "compose" else own.exists
+        wait_until(lambda: not here() or not _listening(state), f"the end of the server of {name}", 20)
         shutil.rmtree(folder)
         (state.mail / f"dbod-{name}.txt").unlink(missing_ok=True)
         start = f"{_host(name)}:{about['port']}:"
@@ -276,6 +281,15 @@ def _socket_folder(state: State, slot: int) -> Path:
     folder = state.path("run", f"db{slot}")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return folder
+
+
+def _leads_on(port: int) -> bool:
+    """Tell whether a PostgreSQL server is behind a port: it is asked whether it speaks TLS."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 2) as opened:
+        opened.settimeout(2)
+        opened.sendall(struct.pack("!ii", 8, 80877103))
+        return bool(opened.recv(1))
+    return False
 
 
 def _listening(state: State) -> bool:

@@ -63,7 +63,7 @@ def run(state: State, stop: threading.Event) -> None:
     sockets: dict[str, int] = json.loads(state.path("run", "sockets.json").read_text())
     frame = haproxy.frame(state, sockets)
     changed = threading.Event()
-    follows = [_Follow(api, kind, changed, stop) for kind in ("Route", "Service", "EndpointSlice")]
+    follows = [Follow(api, kind, changed, stop) for kind in ("Route", "Service", "EndpointSlice")]
     loaded = state.path("run", "haproxy.cfg").read_text()
     while not stop.is_set():
         changed.wait(1)
@@ -255,7 +255,7 @@ def _timeless(ingress: Manifest) -> Manifest:
                                      for condition in ingress.get("conditions", [])]}
 
 
-class _Follow:
+class Follow:
     """One watch in a thread of its own, and what it has seen."""
 
     def __init__(self, api: Api, kind: str, changed: threading.Event, stop: threading.Event) -> None:

@@ -18,6 +18,14 @@ from stack import binaries, commands, launch
 from stack.api import Api
 from stack.state import State
 from tests import stamping
+from tests.compose.fixtures import (  # noqa: F401  those of pytest-docker, with our answers
+    docker_cleanup,
+    docker_compose_command,
+    docker_compose_file,
+    docker_compose_project_name,
+    docker_setup,
+    pytest_collection_modifyitems,
+)
 from tests.guide import Guide, Site
 from tests.reporting import pytest_runtest_makereport  # noqa: F401  a hook of pytest
 from tests.stamping import (  # noqa: F401  hooks of pytest
@@ -50,17 +58,26 @@ def connect(state: State) -> Stack:
 
 
 @pytest.fixture(scope="session")
-def stack() -> Iterator[Stack]:
+def stack_state(request: pytest.FixtureRequest) -> Iterator[State]:
+    """The state folder of the session's stack, of either kind, which `stack` starts; it is stopped and removed at the end."""
     kept = os.environ.get("RUNBOOK_TEST_STATE")
     # Not pytest's own folder: its path is too long for the Unix sockets below it.
     state = State(Path(kept) if kept else Path(tempfile.mkdtemp(prefix="stack-")))
     try:
-        commands.up(state, lambda _line: None)
-        yield connect(state)
-        stamping.remember(state)
+        yield state
     finally:
         if not kept:
             commands.down(state, wipe=True, progress=lambda _line: None)
+
+
+@pytest.fixture(scope="session")
+def stack(request: pytest.FixtureRequest, stack_state: State) -> Iterator[Stack]:
+    if request.config.getoption("--stack") == "compose":
+        request.getfixturevalue("docker_services")  # pytest-docker starts and removes it; tests/compose/fixtures.py
+    else:
+        commands.up(stack_state, lambda _line: None)
+    yield connect(stack_state)
+    stamping.remember(stack_state)
 
 
 @pytest.fixture(scope="session")

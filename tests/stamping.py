@@ -33,6 +33,7 @@ failed: set[str] = set()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--stack", choices=commands.KINDS, default="embedded", help="The stack that the tests run on.")
     parser.addoption("--verified", metavar="FILE", help="Write what was proved of each step to this file.")
 
 

@@ -20,6 +20,8 @@ from stack.services import Service
 from stack.state import MEMBER, State
 from stack.supervisor import Supervisor, announce
 
+LOOK = 0.5
+"""Seconds after which a requested database is noticed at the latest."""
 WITHOUT = ("MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding")
 """Kinds that MicroShift does not serve: its API server takes no feature gates for them."""
 ROUTES = "routes.route.openshift.io"
@@ -92,6 +94,7 @@ def configuration(state: State, hosts: tuple[str, ...]) -> str:
         state_sockets(state), state.ports, known.gateway if binds(known.gateway) else "", known.api, known.router, known.postgres,
         known.server, str(state.path("compose", "api-ca.crt")), str(state.path("compose", "client.pem")),
         str(state.path("run", "users.map")), str(state.path("pki", "api.pem")),
+        sorted(json.loads(each.read_text())["port"] for each in state.databases.glob("*/server.json")),
         [str(state.path("pki", "router.pem")), *(router.certificate(state, host) for host in hosts)]))
 
 
@@ -154,21 +157,24 @@ def tell_dns(api: Api, gateway: str) -> None:
         api.patch("ConfigMap", "dns-default", {"data": {"Corefile": text + block}}, "openshift-dns")
 
 
-def follow_routes(state: State, stop: threading.Event) -> None:
-    """Give HAProxy a certificate for the host of every Route."""
-    api = Api(state.server, state.tokens.admin, state.ca)
-    hosts: dict[str, str] = {}
-    loaded: tuple[str, ...] = ()
-    for event, route in api.watch("Route", stop=stop):
-        if event == "DELETED":
-            hosts.pop(route["metadata"]["uid"], None)
-        elif event != "SYNCED":
-            hosts[route["metadata"]["uid"]] = str(route["spec"].get("host", "")).lower()
-        else:
+def keep_front(state: State, stop: threading.Event) -> None:
+    """Give HAProxy a certificate for the host of every Route, and a way to the database server once it is requested."""
+    changed = threading.Event()
+    routes = router.Follow(Api(state.server, state.tokens.admin, state.ca), "Route", changed, stop)
+    loaded = state.path("run", "haproxy.cfg").read_text()
+    while not stop.is_set():
+        changed.wait(LOOK)
+        changed.clear()
+        if routes.failed:
+            raise routes.failed
+        if not routes.synced:
+            continue
+        hosts = {str(each["spec"].get("host", "")).lower() for each in routes.objects()} - {"", *haproxy.PLATFORM_HOSTS}
+        text = configuration(state, tuple(sorted(hosts)))
+        if text != loaded and router.load(state, text, state_sockets(state)):
+            loaded = text
+        if not _followed(state):
             state.write("run/routes", "")
-        wanted = tuple(sorted({host for host in hosts.values() if host} - set(haproxy.PLATFORM_HOSTS)))
-        if wanted != loaded and _followed(state) and router.load(state, configuration(state, wanted), state_sockets(state)):
-            loaded = wanted
 
 
 def main(role: str, root: str) -> None:
@@ -176,7 +182,7 @@ def main(role: str, root: str) -> None:
     os.umask(0o077)
     state = State(Path(root))
     if role == "platform":
-        code = platform.run(state, {"routes": follow_routes, "storage": storage.run})
+        code = platform.run(state, {"front": keep_front, "storage": storage.run})
         sys.stderr.flush()
         os._exit(code)
     {"outer": run_outer, "cluster": run_cluster}[role](state)

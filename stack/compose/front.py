@@ -7,7 +7,7 @@ others (service accounts, say) come to the API server as they are, and it judges
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from stack.haproxy import BUILDER_PATHS, GLOBAL, PLATFORM_HOSTS
@@ -34,6 +34,8 @@ class Front:
     client: str
     users: str
     api_certificate: str
+    databases: Collection[int]
+    """Ports of the database instances that were requested: nothing answers at the others."""
     certificates: Iterable[str]
     """Paths of the certificates for hosts behind the router."""
 
@@ -110,7 +112,7 @@ listen {name}
     no option idle-close-on-response
     timeout client 24h
     timeout server 24h
-    server postgres 127.0.0.1:{of.postgres}
+    {f"server postgres 127.0.0.1:{of.postgres}" if port in of.databases else "tcp-request connection reject"}
 """)
     return "\n".join("\n".join(line for line in part.strip("\n").splitlines() if line.strip()) + "\n" for part in parts)
 

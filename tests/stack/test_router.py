@@ -29,7 +29,7 @@ from stack.haproxy import Address, Endpoint, Frame, Web
 from stack.state import API_CLUSTER_ADDRESS, NODE_ADDRESS, OUTSIDE_ADDRESS, POD_NETWORK, Ports, State
 
 GOLDEN = Path(__file__).with_name("haproxy.golden.cfg")
-FRAME = Frame({"api": 5, "http": 6, "https": 7, "database-0": 8}, Ports(6443, 8080, 8443, [5501]),
+FRAME = Frame({"api": 5, "http": 6, "https": 7, "outside": 9, "database-0": 8}, Ports(6443, 8080, 8443, 8444, [5501]),
               "/state/pki/ca.crt", "/state/pki/api.pem", "/state/pki/router.pem")
 WEBS = [
     Web("dev:app", "app.localhost", "", (Endpoint("10.244.0.5", 8080), Endpoint("10.244.0.6", 8080)),
@@ -511,6 +511,6 @@ def test_builds_are_started_and_read_at_the_builder(tmp_path: Path, path: str, b
 
 def test_a_configuration_that_haproxy_refuses_is_not_taken_over(stack: Any, capfd: pytest.CaptureFixture[str]) -> None:
     before = stack.state.path("run", "haproxy.cfg").read_text()
-    assert not router._reload(stack.state, before + "\nnonsense here\n", {})
+    assert not router.load(stack.state, before + "\nnonsense here\n", {})
     assert stack.state.path("run", "haproxy.cfg").read_text() == before
     assert "HAProxy refuses the configuration" in capfd.readouterr().err

@@ -1,0 +1,51 @@
+"""pytest-docker's fixtures with this project's answers, and the skips of what a stack does not give."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from stack import commands, gives
+from stack.compose import engine
+from stack.state import State
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip the tests that need what the chosen stack does not give, with the reason."""
+    for item in items:
+        needed = [word for mark in item.iter_markers("needs") for word in mark.args]
+        reason = gives.missing(config.getoption("--stack"), *needed)
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=f"the {config.getoption('--stack')} stack does not give {reason}"))
+
+
+@pytest.fixture(scope="session")
+def docker_compose_command(stack_state: State) -> str:
+    return " ".join(engine.find(stack_state).command)
+
+
+@pytest.fixture(scope="session")
+def docker_compose_file() -> str:
+    return str(engine.FILE)
+
+
+@pytest.fixture(scope="session")
+def docker_compose_project_name(stack_state: State) -> str:
+    return engine.project_of(stack_state)
+
+
+@pytest.fixture(scope="session")
+def docker_setup(stack_state: State) -> list[str]:
+    """Start the containers and what belongs beside them by the stack's own command: its messages say what is wrong.
+
+    Nothing is left for pytest-docker to start, whose own error is a shell's output.
+    """
+    commands.up(stack_state, print, "compose")
+    return []
+
+
+@pytest.fixture(scope="session")
+def docker_cleanup() -> list[str]:
+    """Remove containers, network and volumes, unless the state folder is kept for the next session."""
+    return [] if os.environ.get("RUNBOOK_TEST_STATE") else ["down --volumes"]

@@ -1,0 +1,391 @@
+"""The compose stack against an engine that answers: a stand-in `docker` on PATH with real servers behind its ports.
+
+What is not here: images, MicroShift, a node. `tests/compose/docker.py` says what the stand-in does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import ssl
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+import urllib3
+
+from runbook.clients.web import Web
+from runbook.target import Target
+from stack import commands, gives
+from stack.api import ApiError, wait_until
+from stack.compose import __main__ as beside
+from stack.compose import engine, project
+from stack.errors import StackError
+from stack.state import State
+from tasks import local
+from tests.conftest import Stack, connect
+from tests.guide import ROOT, Guide
+
+MICROSHIFT_LOG = "crio failed\nmicroshift: cannot bind 6443\n"
+
+
+@dataclass
+class Docker:
+    """The stand-in, and the state folder whose stack uses it."""
+
+    folder: Path
+    state: State
+
+    def fault(self, **faults: Any) -> None:
+        (self.folder / "faults.json").write_text(json.dumps(faults))
+
+    def calls(self) -> list[list[str]]:
+        return [json.loads(line) for line in (self.folder / "calls").read_text().splitlines()]
+
+    def install(self, name: str = "docker", before: str = "") -> None:
+        path = self.folder / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{before}\nexec {sys.executable} {ROOT}/tests/compose/docker.py {self.folder} \"$@\"\n")
+        path.chmod(0o755)
+
+
+def made(patch: pytest.MonkeyPatch) -> Docker:
+    docker = Docker(Path(tempfile.mkdtemp(prefix="engine-")), State(Path(tempfile.mkdtemp(prefix="stack-"))))
+    docker.install()
+    (docker.folder / "calls").touch()
+    patch.setenv("PATH", f"{docker.folder / 'bin'}:{os.environ['PATH']}")
+    patch.setenv("RUNBOOK_STATE", str(docker.state.root))
+    return docker
+
+
+def removed(docker: Docker) -> None:
+    (docker.folder / "faults.json").unlink(missing_ok=True)
+    docker.install()
+    commands.down(docker.state, wipe=True, progress=silent)
+    shutil.rmtree(docker.folder, ignore_errors=True)
+    shutil.rmtree(docker.state.root, ignore_errors=True)
+
+
+def silent(_line: str) -> None:
+    pass
+
+
+@pytest.fixture
+def docker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Docker]:
+    """An engine of this test's own, nothing up."""
+    monkeypatch.setattr(project, "PAUSE", 0.05)
+    made_here = made(monkeypatch)
+    yield made_here
+    removed(made_here)
+
+
+@pytest.fixture(scope="module")
+def contained() -> Iterator[tuple[Docker, Stack]]:
+    """A compose stack, up."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(project, "PAUSE", 0.05)
+        docker = made(patch)
+        try:
+            commands.up(docker.state, silent, "compose")
+            yield docker, connect(docker.state)
+        finally:
+            removed(docker)
+
+
+@pytest.fixture(scope="module")
+def guide(contained: tuple[Docker, Stack]) -> Guide:
+    return Guide(contained[1])
+
+
+# Up, through to steps of the guide.
+
+def test_the_guide_gets_the_same_from_either_stack(contained: tuple[Docker, Stack]) -> None:
+    target: Target = local(silent)
+    assert target.name == "local" and target.kubeconfig == contained[0].state.kubeconfig
+    found = commands.status(contained[0].state)
+    assert found["ready"] and found["kind"] == "compose"
+    states = {row["part"]: row["state"] for row in found["parts"]}
+    assert {states[name] for name in project.SERVICES} == {"ready"} and states["haproxy"] == "ready"
+
+
+def test_users_are_those_of_the_stacks_tokens_and_nobody_says_of_himself_who_he_is(contained: tuple[Docker, Stack]) -> None:
+    docker, stack = contained
+    review = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
+    path = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
+
+    def who(token: str, **headers: str) -> tuple[int, dict[str, Any]]:
+        pool = urllib3.PoolManager(ca_certs=str(docker.state.ca), retries=False)
+        known = {"Authorization": f"Bearer {token}"} if token else {}
+        answer = pool.request("POST", docker.state.server + path, json=review, headers=known | headers)
+        return answer.status, answer.json()
+
+    tokens = docker.state.tokens
+    for token, name in ((tokens.member, "shifter"), (tokens.stranger, "stranger"), (tokens.admin, "admin")):
+        about = who(token, **{"Impersonate-User": "system:admin", "Impersonate-Group": "system:masters"})[1]["status"]["userInfo"]
+        assert about["username"] == name and ("system:masters" in about["groups"]) == (name == "admin")
+    assert who("a-made-up-token")[0] == 401
+    status, anonymous = who("")
+    assert status in {401, 403} or anonymous["status"]["userInfo"]["username"] == "system:anonymous"
+    with pytest.raises(ApiError, match="403"):
+        stack.member.list("Namespace")
+    assert stack.api.get("ImageStream", "python", "openshift")
+
+
+def test_what_microshift_defines_itself_stays_its_own(contained: tuple[Docker, Stack]) -> None:
+    api = contained[1].api
+
+    def managers(name: str) -> set[str]:
+        fields = api.get("CustomResourceDefinition", name)["metadata"]["managedFields"]
+        return {each["manager"] for each in fields if each.get("subresource") != "status"}
+
+    assert managers("routes.route.openshift.io") == {"microshift"}
+    assert managers("builds.build.openshift.io") == {"stack"}
+
+
+def test_steps_that_need_no_pod_run_are_repeated_and_taken_back(guide: Guide) -> None:
+    steps = ["project.request", "database.request", "database.password", "database.role", "database.create", "app.create"]
+    first = {step: guide.outcomes(step, "--build=dev")[step]["state"] for step in steps}
+    assert set(first.values()) == {"changed"}, first
+    again = {step: guide.outcomes(step, "--build=dev")[step]["state"] for step in steps}
+    assert set(again.values()) == {"unchanged"}, again
+    db, state = guide.instance("dev").database, guide.stack.state
+    assert guide.sql("dev", f"SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = '{db.name}'") == [(db.role,)]
+    assert guide.sql("dev", "SELECT ssl, version LIKE 'TLSv1.%' FROM pg_stat_ssl WHERE pid = pg_backend_pid()") == [(True, True)]
+    assert guide.sql("dev", "SELECT rolsuper, rolcreatedb, rolcreaterole FROM pg_roles WHERE rolname = current_user") \
+        == [(False, True, True)]
+    with pytest.raises(psycopg2.OperationalError, match=r"no encryption"):
+        psycopg2.connect(host="127.0.0.1", port=db.port, user="admin", dbname="postgres", password="x", sslmode="disable")
+    # Its platform is MicroShift's: what its Route answers comes through HAProxy with a certificate of the local CA.
+    host = guide.instance("dev").host
+    web = Web(state.ca)
+
+    def answer() -> str:
+        try:
+            return web.request("GET", f"https://{host}:{state.ports.https}/")[1]
+        except Exception as error:  # noqa: BLE001 - until HAProxy has the host's certificate
+            return str(error)
+
+    wait_until(lambda: answer() == f"route of {host}:{state.ports.https} by https" or answer() == f"route of {host} by https",
+               "the Route's certificate", 20)
+    for step, options in (("app.create", []), ("database.create", ["--data"]), ("database.role", ["--data"])):
+        guide(step, "--build=dev", "--undo", "--yes", *options)
+    assert guide.sql("dev", f"SELECT 1 FROM pg_roles WHERE rolname = '{db.role}'") == []
+    assert guide.stack.api.get("Deployment", guide.instance("dev").app, guide.instance("dev").project) is None
+
+
+def test_one_database_instance_at_a_time_and_a_deleted_one_leaves_nothing(guide: Guide) -> None:
+    state = guide.stack.state
+
+    def portal(method: str, path: str, body: object = None) -> tuple[int, dict[str, Any]]:
+        context = ssl.create_default_context(cafile=str(state.ca))
+        asked = urllib.request.Request(
+            f"https://127.0.0.1:{state.ports.https}/{path}", None if body is None else json.dumps(body).encode(), method=method,
+            headers={"Host": "portal.localhost", "Authorization": f"Bearer {state.tokens.member}", "Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(asked, context=context, timeout=60) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    guide("database.request", "--build=dev")
+    name = guide.instance("dev").database.instance
+    status, said = portal("POST", "databases", {"name": "another", "type": "PostgreSQL", "owner": "somebody"})
+    assert status == 409 and name in said["error"]
+    guide("database.role", "--build=dev")
+    assert portal("DELETE", f"databases/{name}")[0] == 200
+    guide("database.request", "--build=dev")
+    assert guide.sql("dev", "SELECT rolname FROM pg_roles WHERE rolname NOT LIKE 'pg\\_%' ORDER BY 1") == [("admin",), ("postgres",)]
+    status, said = portal("POST", "database-access", {"name": name, "network": "10.99.0.0/16"})
+    assert status == 201 and "10.99.0.0/16" in said["networks"]
+    rules = "SELECT address FROM pg_hba_file_rules WHERE address = '10.99.0.0'"
+    contained_sql = engine.find(state).execute("postgres", "psql", "-At", "--dbname=postgres", user="postgres", text=rules)
+    assert contained_sql.strip() == "10.99.0.0"
+
+
+def test_redis_wants_its_password(contained: tuple[Docker, Stack]) -> None:
+    state = contained[0].state
+    password = state.path("compose", "redis.conf").read_text().split()[1]
+    port = str(project.published(state).redis)
+
+    def ping(**environment: str) -> str:
+        from stack import binaries
+
+        return subprocess.run([str(binaries.find("redis-cli").path), "-p", port, "ping"], env=environment, capture_output=True, text=True,
+                              timeout=20, check=False).stdout.strip()
+
+    assert (ping(REDISCLI_AUTH=password), ping()[:6]) == ("PONG", "NOAUTH")
+
+
+def test_pods_are_told_where_this_machine_is_by_microshifts_dns(contained: tuple[Docker, Stack]) -> None:
+    api = contained[1].api
+    api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "openshift-dns"}})
+    api.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "dns-default", "namespace": "openshift-dns"},
+                "data": {"Corefile": ".:5353 {\n    errors\n}\n"}})
+    for _ in range(2):
+        beside.tell_dns(api, "127.0.0.77")
+    text = api.get("ConfigMap", "dns-default", "openshift-dns")["data"]["Corefile"]
+    assert text.startswith(".:5353 {\n    errors\n}\n") and text.count('answer "{{ .Name }} 60 IN A 127.0.0.77"') == 1
+
+
+def test_no_secret_is_an_argument_of_the_engine(contained: tuple[Docker, Stack]) -> None:
+    docker, _ = contained
+    said = (docker.folder / "calls").read_text()
+    secrets = [docker.state.path("compose", name).read_text().split("\n")[0].removeprefix("requirepass ")
+               for name in ("postgres-superuser", "postgres-admin", "admin-password", "redis.conf")]
+    assert all(len(secret) > 15 and secret not in said for secret in secrets)
+    log = (docker.folder / "own" / "postgres.log").read_text()
+    assert not any(secret in log for secret in secrets)
+    modes = {path.stat().st_mode & 0o777 for path in docker.state.path("compose").rglob("*") if path.is_file()}
+    assert modes == {0o600}
+
+
+def test_two_stacks_of_either_kind_do_not_share_a_folder(contained: tuple[Docker, Stack]) -> None:
+    with pytest.raises(StackError, match="is that of the compose stack; remove that one"):
+        commands.up(contained[0].state, silent, "embedded")
+    with pytest.raises(StackError, match="there is no stack 'kind'; there are embedded and compose"):
+        commands.up(contained[0].state, silent, "kind")
+
+
+def test_stopped_and_started_it_has_what_it_had_and_wiped_nothing_stays(contained: tuple[Docker, Stack]) -> None:
+    docker, stack = contained
+    stack.api.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "kept", "namespace": "default"}})
+    commands.down(docker.state, progress=silent)
+    assert docker.calls()[-1][-1] == "stop"
+    assert not commands.status(docker.state)["running"]
+    commands.up(docker.state, silent)
+    assert connect(docker.state).api.get("ConfigMap", "kept", "default")
+    commands.down(docker.state, wipe=True, progress=silent)
+    assert docker.calls()[-1][-2:] == ["down", "--volumes"]
+    assert not docker.state.root.exists() and not (docker.folder / "own").exists()
+
+
+# What an engine may fail with: one sentence each, with the container's last lines.
+
+@pytest.mark.parametrize(("faults", "says"), [
+    ({"up": "no-daemon"}, ["docker is installed, but its engine does not answer", "Is the docker daemon running?", "systemctl start"]),
+    ({"up": "pull"}, ["the image ghcr.io/microshift-io/microshift:4.21.0_x could not be pulled", "denied", "docker pull ghcr.io"]),
+    ({"up": "offline"}, ["an image could not be pulled", "no such host"]),
+    ({"up": "port"}, ["cannot publish a port", "port is already allocated", "ss -ltnp"]),
+    ({"up": "room"}, ["docker has no room left", "docker system df"]),
+    ({"up": "strange"}, ["`docker compose up` failed: unexpected end of the world", "the same by hand"]),
+    ({"services": {"microshift": {"state": "exited", "code": 137, "log": MICROSHIFT_LOG}}, "only": []},
+     ["the container microshift ended with 137", "crio failed / microshift: cannot bind 6443"]),
+    ({"services": {"postgres": {"health": "unhealthy", "log": "FATAL: the-planted-reason\n"}}, "only": []},
+     ["the container postgres runs but is unhealthy", "FATAL: the-planted-reason"]),
+    ({"services": {name: {"health": "starting", "log": "still pulling\n"} for name in project.SERVICES}, "only": []},
+     ["the container postgres is not healthy after 0 s (running starting)", "still pulling", "stack.logs postgres"]),
+    ({"services": {name: {"missing": True} for name in project.SERVICES}, "only": []},
+     ["the container postgres is not healthy after 0 s (missing)", "its last lines: none"]),
+    ({"answers": {"ps": "permission denied while trying to connect to the docker API at unix:///var/run/docker.sock"}, "only": []},
+     ["its engine does not answer", "see that you may use it"]),
+    ({"services": {name: {"health": "healthy"} for name in project.SERVICES}, "only": [], "kubeconfig": {"clusters": []}},
+     ["the kubeconfig of MicroShift", "no client certificate", "replaced by another"]),
+    ({"services": {name: {"health": "healthy"} for name in project.SERVICES}, "only": [],
+      "answers": {"exec": "cat: /var/lib/microshift: No such file or directory"}},
+     ["`cat` in the container microshift failed with 1: cat: /var/lib/microshift: No such file", "last lines"]),
+], ids=lambda value: next(iter(value.values())) if isinstance(value, dict) and isinstance(next(iter(value.values())), str) else None)
+def test_each_failure_of_an_engine_is_one_sentence(docker: Docker, monkeypatch: pytest.MonkeyPatch, faults: dict[str, Any],
+                                                   says: list[str]) -> None:
+    monkeypatch.setattr(project, "DEADLINE", 0.3)
+    docker.fault(**faults)
+    with pytest.raises(StackError) as raised:
+        commands.up(docker.state, silent, "compose")
+    for word in says:
+        assert word in str(raised.value)
+    assert "\n" not in str(raised.value)
+    # No supervisor is left behind, and the same command works once the engine does.
+    assert not commands.status(docker.state)["running"]
+
+
+def test_a_missing_engine_is_one_sentence_of_the_command_line(docker: Docker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("git", "sh"):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(StackError, match=r"no container engine was found .* install Docker or Podman .* embedded stack"):
+        engine.find(docker.state)
+    done = subprocess.run([sys.executable, "-m", "runbook", "stack.up", "--stack=compose"], capture_output=True, text=True, check=False,
+                          timeout=120, cwd=ROOT)
+    assert done.returncode == 1 and "no container engine was found" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_engine_without_its_compose_command_is_told_from_none(docker: Docker) -> None:
+    docker.fault(compose="missing")
+    with pytest.raises(StackError, match=r"a container engine is here, but no compose command works .*docker compose"):
+        engine.find(docker.state)
+
+
+@pytest.mark.parametrize(("installed", "name", "program"), [
+    (["docker", "podman"], "docker compose", "docker"), (["podman"], "podman compose", "podman"),
+])
+def test_whichever_compose_command_works_is_found(docker: Docker, monkeypatch: pytest.MonkeyPatch, installed: list[str], name: str,
+                                                  program: str) -> None:
+    shutil.rmtree(docker.folder / "bin")
+    for each in installed:
+        docker.install(each)
+    monkeypatch.setenv("PATH", f"{docker.folder / 'bin'}:/usr/bin:/bin")
+    found = engine.find(docker.state)
+    assert (found.name, found.program) == (name, program)
+
+
+def test_the_older_compose_command_is_found_too(docker: Docker, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(docker.folder / "bin")
+    docker.install("docker-compose", before='set -- compose "$@"')
+    monkeypatch.setenv("PATH", f"{docker.folder / 'bin'}:/usr/bin:/bin")
+    assert engine.find(docker.state).name == "docker-compose"
+
+
+def test_an_engine_that_hangs_is_given_up(docker: Docker, monkeypatch: pytest.MonkeyPatch) -> None:
+    docker.install(before="exec sleep 60")
+    monkeypatch.setattr(engine, "QUICK", 0.2)
+    with pytest.raises(StackError, match="has not answered for 0 s"):
+        engine.find(docker.state)
+
+
+@pytest.mark.parametrize("text", [
+    '[{"Service": "redis", "State": "running", "Health": "healthy", "ExitCode": 0}]',
+    '{"Service": "redis", "State": "running", "Health": "healthy", "ExitCode": 0}\n',
+    '[{"Labels": {"com.docker.compose.service": "redis"}, "State": "running", "Status": "Up 4 seconds (healthy)"}]',
+])
+def test_every_version_tells_its_containers_in_its_own_way(text: str) -> None:
+    assert dict(map(engine._container, engine._rows(text))) == {"redis": engine.Container("running", "healthy", 0)}
+
+
+# The tests' own way onto it.
+
+def test_pytest_runs_a_test_on_containers_and_skips_what_they_do_not_give(docker: Docker) -> None:
+    test = ROOT / "tests" / "compose" / "check_fixtures.py"
+    environment = {name: value for name, value in os.environ.items() if name not in {"RUNBOOK_STATE", "RUNBOOK_TEST_STATE"}}
+    done = subprocess.run([sys.executable, "-m", "pytest", "--stack=compose", "-rs", "-p", "no:cacheprovider", str(test)], cwd=ROOT,
+                          env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed, 1 skipped" in done.stdout
+    assert "the compose stack does not give databases: the compose file has one PostgreSQL server" in " ".join(done.stdout.split())
+    verbs = [call[7] for call in docker.calls() if len(call) > 7]
+    assert verbs[0] == "up" and verbs[-1] == "down" and not (docker.folder / "own").exists()
+
+
+def test_pytest_says_in_one_sentence_what_the_engine_would_not_do(docker: Docker) -> None:
+    docker.fault(up="no-daemon")
+    done = subprocess.run([sys.executable, "-m", "pytest", "--stack=compose", "-p", "no:cacheprovider", "--tb=line",
+                           str(ROOT / "tests" / "compose" / "check_fixtures.py")], cwd=ROOT, capture_output=True, text=True, check=False,
+                          timeout=300, env={name: value for name, value in os.environ.items() if name != "RUNBOOK_TEST_STATE"})
+    assert done.returncode == 1 and "docker is installed, but its engine does not answer" in done.stdout
+
+
+def test_every_need_is_an_ability_and_both_stacks_say_what_they_give() -> None:
+    assert gives.missing("embedded", *gives.ABILITIES) == ""
+    assert "one PostgreSQL server" in gives.missing("compose", "cluster", "databases")
+    with pytest.raises(KeyError):
+        gives.missing("compose", "teleport")
+    assert any("never run with real images" in row[3] for row in gives.rows())
+
+
