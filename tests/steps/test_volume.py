@@ -65,7 +65,7 @@ def test_undo_keeps_the_files_unless_data_is_said(shared: Site) -> None:
     inside(shared, f"deployment/{shared.instance.app}", "sh", "-c", "echo kept > /shared/kept")
     done = shared("volume.share", "--undo")
     assert "kept, it holds data" in done.stdout
-    assert shared.outcomes("guide.status", code=3)["volume.share"]["state"] == "missing"
+    assert shared.outcomes("guide.status", code=3)["volume.share"]["state"] == "drifted"
     uid = claim(shared)["metadata"]["uid"]
     assert shared.outcomes("volume.share")["volume.share"]["state"] == "changed"
     assert claim(shared)["metadata"]["uid"] == uid
