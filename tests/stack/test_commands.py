@@ -44,7 +44,9 @@ def test_up_on_a_running_stack_is_quick_and_changes_nothing(stack):
     before = commands.status(stack.state)
     done = python(stack.state, "up")
     assert (done.returncode, done.stdout.count("\n"), done.stderr) == (0, 1, "")
-    pids = [{row["part"]: row["pid"] for row in found["parts"]} for found in (before, commands.status(stack.state))]
+    # Only what runs: a database that another test has dropped may still be listed the first time.
+    pids = [{row["part"]: row["pid"] for row in found["parts"] if row["pid"]} for found in (before, commands.status(stack.state))]
+    assert pids[0]
     assert pids[0] == pids[1]
 
 
@@ -134,10 +136,11 @@ def test_a_port_that_is_taken_is_named_and_nothing_is_started(empty):
         assert opened.getsockname()[1] == port
 
 
-def test_a_state_folder_that_cannot_be_used(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StackError, match=r"the state folder .*file/s cannot be used: .*RUNBOOK_STATE"):
-        commands.up(State(tmp_path / "file/s"), silent)
+def test_a_state_folder_that_cannot_be_used():
+    with tempfile.TemporaryDirectory(prefix="s-") as short:  # not pytest's own folder, whose path is refused for its length
+        (Path(short) / "file").write_text("")
+        with pytest.raises(StackError, match=r"the state folder .*file/s cannot be used: .*RUNBOOK_STATE"):
+            commands.up(State(Path(short) / "file/s"), silent)
     with pytest.raises(StackError, match="longer than"):
         commands.up(State(Path("/tmp") / ("x" * 90)), silent)
 
