@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -199,6 +200,15 @@ def test_a_broken_page_fails(copy, broken, said):
     built = build(copy, copy / "site")
     assert built.returncode != 0
     assert said in built.stdout + built.stderr
+
+
+def test_each_fault_of_the_former_guide_is_answered_by_a_step_and_proved_by_a_test():
+    listed = tomllib.loads((DOCS / "faults.toml").read_text())["fault"]
+    assert [fault["number"] for fault in listed] == list(range(1, 41))
+    for fault in listed:
+        for name in fault["steps"]:
+            RUNBOOK.find(name)
+    assert set(pages.proved_faults(ROOT / "tests")) == {fault["number"] for fault in listed}
 
 
 def test_a_page_outside_the_navigation_fails(copy):
