@@ -186,6 +186,7 @@ def test(_c: Context, *, only: str = "", stack: str = "embedded") -> None:
     Example: invoke test
     """
     from stack import binaries
+    from tests import browser
 
     if stack != "embedded":
         _run([sys.executable, "-m", "pytest", f"--stack={stack}", "tests/test_guide.py", *(["-k", only] if only else [])])
@@ -193,6 +194,7 @@ def test(_c: Context, *, only: str = "", stack: str = "embedded") -> None:
     with _sentences_of_tests():
         for name in ("kubectl", "etcd", "kube-apiserver", "kube-controller-manager"):
             binaries.find(name, _tell)
+    browser.find()
     chosen = ["-k", only] if only else []
     _run([sys.executable, "-m", "pytest", "--durations=15", *_workers(), f"--verified={ROOT / 'verified.json'}", *chosen])
 

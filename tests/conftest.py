@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, BrowserContext
 
 from stack import binaries, commands, launch
 from stack.api import Api
 from stack.state import State
+from tests import browser as browsers
 from tests import stamping
 from tests.compose.fixtures import (  # noqa: F401  those of pytest-docker, with our answers
     docker_cleanup,
@@ -92,6 +94,20 @@ def site(guide: Guide) -> Iterator[Site]:
     made("guide.run")
     yield made
     made.remove()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A running Chromium; the test is skipped where there is none."""
+    with browsers.launched() as found:
+        yield found
+
+
+@pytest.fixture
+def visitor(browser: Browser) -> Iterator[BrowserContext]:
+    """A browser's window without anybody's cookies."""
+    with browsers.visitor(browser) as window:
+        yield window
 
 
 NOBODY = 65534

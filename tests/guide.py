@@ -8,8 +8,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import psycopg2
 
 from runbook.clients.web import Web
 from runbook.instance import Instance, load
-from stack import commands, postgres
+from stack import binaries, commands, postgres
 
 ROOT = Path(__file__).parent.parent
 
@@ -156,6 +158,32 @@ class Site:
         """Run a command with --json and return what it says of each step."""
         done = self(command, "--json", *words, code=code)
         return {found["step"]: found for found in map(json.loads, done.stdout.splitlines())}
+
+    def inside(self, pod: str, *command: str, text: str | None = None) -> str:
+        """Run a command in a pod (`deployment/NAME` will do) and return what it said."""
+        found = str(binaries.find("kubectl").path)
+        done = self.guide.stack.run(found, "exec", "-i", "-n", self.instance.project, pod, "--", *command, text=text)
+        assert done.returncode == 0, done.stderr
+        return str(done.stdout)
+
+    @contextmanager
+    def visited(self) -> Iterator[list[int]]:
+        """Visit the site again and again meanwhile; gives the list of what it answered."""
+        answers: list[int] = []
+        over = threading.Event()
+
+        def visit() -> None:
+            web = self.guide.web()
+            while not over.is_set():
+                answers.append(web.request("GET", f"{self.instance.url}/")[0])
+
+        visitor = threading.Thread(target=visit)
+        visitor.start()
+        try:
+            yield answers
+        finally:
+            over.set()
+            visitor.join()
 
     def remove(self) -> None:
         """Remove the project and the database server as their administrators would, and the instance file."""

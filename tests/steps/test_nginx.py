@@ -5,15 +5,12 @@ from __future__ import annotations
 import http.client
 import re
 import ssl
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from urllib.parse import urlencode
 
 import pytest
 
 from procedures import app, nginx
-from runbook.clients.web import Web
 from stack.api import wait_until
 from tests.guide import Site
 
@@ -24,32 +21,12 @@ MERGE = "application/merge-patch+json"
 def proxied(site: Site) -> Iterator[Site]:
     """The site with nginx before it, added while somebody visits it all the time."""
     site.change({"nginx": {"wanted": True}})
-    with visited(site) as answers:
+    with site.visited() as answers:
         assert site.outcomes("nginx.add")["nginx.add"]["state"] == "changed"
     assert set(answers) == {200}
     yield site
     site("nginx.remove", "--yes")
     site.change({"nginx": None})
-
-
-@contextmanager
-def visited(site: Site) -> Iterator[list[int]]:
-    """Visit the site again and again meanwhile; gives the list of what it answered."""
-    answers: list[int] = []
-    over = threading.Event()
-
-    def visit() -> None:
-        web = Web(site.guide.stack.state.ca)
-        while not over.is_set():
-            answers.append(web.request("GET", f"{site.instance.url}/")[0])
-
-    visitor = threading.Thread(target=visit)
-    visitor.start()
-    try:
-        yield answers
-    finally:
-        over.set()
-        visitor.join()
 
 
 def leads_to(site: Site) -> str:
@@ -138,7 +115,7 @@ def test_a_version_that_is_not_offered_is_named(proxied: Site) -> None:
 
 def test_it_is_removed_without_a_lost_request(proxied: Site) -> None:
     instance = proxied.instance
-    with visited(proxied) as answers:
+    with proxied.visited() as answers:
         proxied("nginx.remove", "--yes")
     assert set(answers) == {200}
     assert leads_to(proxied) == instance.app

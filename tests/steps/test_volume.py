@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from stack import binaries
 from stack.api import wait_until
 from tests.guide import Site
 
@@ -26,12 +25,6 @@ def claim(site: Site) -> Any:
     return site.guide.stack.api.get("PersistentVolumeClaim", "shared", site.instance.project)
 
 
-def inside(site: Site, pod: str, *command: str) -> str:
-    done = site.guide.stack.run(str(binaries.find("kubectl").path), "exec", "-n", site.instance.project, pod, "--", *command)
-    assert done.returncode == 0, done.stderr
-    return str(done.stdout)
-
-
 @pytest.mark.fault(14, 15)
 def test_two_pods_see_one_file(shared: Site) -> None:
     project = shared.instance.project
@@ -45,10 +38,10 @@ def test_two_pods_see_one_file(shared: Site) -> None:
         return bool(shared.guide.stack.api.get("Pod", "neighbour", project)["status"].get("phase") == "Running")
 
     wait_until(running, "the neighbour", 60)
-    inside(shared, f"deployment/{shared.instance.app}", "sh", "-c", "echo from-the-app > /shared/file")
-    assert inside(shared, "neighbour", "cat", "/there/file") == "from-the-app\n"
-    inside(shared, "neighbour", "sh", "-c", "echo from-the-neighbour > /there/file")
-    assert inside(shared, f"deployment/{shared.instance.app}", "cat", "/shared/file") == "from-the-neighbour\n"
+    shared.inside(f"deployment/{shared.instance.app}", "sh", "-c", "echo from-the-app > /shared/file")
+    assert shared.inside("neighbour", "cat", "/there/file") == "from-the-app\n"
+    shared.inside("neighbour", "sh", "-c", "echo from-the-neighbour > /there/file")
+    assert shared.inside(f"deployment/{shared.instance.app}", "cat", "/shared/file") == "from-the-neighbour\n"
     shared.guide.stack.member.delete("Pod", "neighbour", project)
     wait_until(lambda: shared.guide.stack.api.get("Pod", "neighbour", project) is None, "the neighbour to go", 30)
 
@@ -62,14 +55,14 @@ def test_the_claim_is_as_wanted_and_a_second_run_changes_nothing(shared: Site) -
 
 
 def test_undo_keeps_the_files_unless_data_is_said(shared: Site) -> None:
-    inside(shared, f"deployment/{shared.instance.app}", "sh", "-c", "echo kept > /shared/kept")
+    shared.inside(f"deployment/{shared.instance.app}", "sh", "-c", "echo kept > /shared/kept")
     done = shared("volume.share", "--undo")
     assert "kept, it holds data" in done.stdout
     assert shared.outcomes("guide.status", code=3)["volume.share"]["state"] == "drifted"
     uid = claim(shared)["metadata"]["uid"]
     assert shared.outcomes("volume.share")["volume.share"]["state"] == "changed"
     assert claim(shared)["metadata"]["uid"] == uid
-    assert inside(shared, f"deployment/{shared.instance.app}", "cat", "/shared/kept") == "kept\n"
+    assert shared.inside(f"deployment/{shared.instance.app}", "cat", "/shared/kept") == "kept\n"
     shared("volume.share", "--undo", "--data", code=75)
     assert claim(shared)
     shared("volume.share", "--undo", "--data", "--yes")
