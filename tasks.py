@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -148,13 +149,32 @@ MKDOCS = {"DISABLE_MKDOCS_2_WARNING": "true", "NO_MKDOCS_2_WARNING": "1"}
 """Silences the banners of the theme and its plug-ins."""
 
 
+def edit_address(environment: Mapping[str, str]) -> str:
+    """Return where the repository's files can be edited in a browser, with a slash at the end; "" when nobody knows.
+
+    `RUNBOOK_EDIT` names it; else it follows from the address that the checkout was cloned from, and its branch.
+    """
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+    if named := environment.get("RUNBOOK_EDIT", ""):
+        return named
+    # A service's checkout may carry a token before the host.
+    origin = re.fullmatch(r"(?:https://|ssh://)?(?:[^@/]*@)?([\w.-]+\.[a-z]+)(?::\d+)?[:/](.+?)(?:\.git)?/?",
+                          git("remote", "get-url", "origin"))
+    branch = environment.get("GITHUB_REF_NAME") or environment.get("CI_COMMIT_REF_NAME") or git("branch", "--show-current")
+    if not origin or not branch:
+        return ""
+    return f"https://{origin[1]}/{origin[2]}/{'-/' * ('gitlab' in origin[1])}edit/{branch}/"
+
+
 @task(name="build", auto_shortflags=False)
 def docs_build(_c: Context) -> None:
     """Build the site into site/; any warning fails.
 
     Example: invoke docs.build
     """
-    _run([sys.executable, "-m", "mkdocs", "build", "--strict"], MKDOCS)
+    _run([sys.executable, "-m", "mkdocs", "build", "--strict"], MKDOCS | {"RUNBOOK_EDIT": edit_address(os.environ)})
 
 
 @task(name="serve", auto_shortflags=False)

@@ -119,6 +119,11 @@ def _step_task(step: Step, specimen: Callable[[], Instance | None], folder: Path
 def _run_step(step: Step, connections: Connections, given: Mapping[str, Any], own: Mapping[str, Any], report: Report) -> None:
     from runbook.run import Run, require_needs, stand, take_back
 
+    if given.get("commands"):
+        from runbook import shell
+
+        sys.stdout.write(shell.block(step, connections.instance, connections.observed, undo=bool(given.get("undo")), **own))
+        return
     report.begin(step.name)
     if step.undoes:
         step, given, own = step.undoes, {**given, "undo": True}, {}
@@ -316,10 +321,11 @@ def opened(given: Mapping[str, Any], command: str, folder: Path, local: Local, r
         if name == "cern" and not same(server, instance.api):
             raise WrongUse(f"you are logged in to {server}, and {build} lives at {instance.api}",
                            f"`oc login --web --server={instance.api}`")
-        looking = before_login or given.get("dry") or command in ("guide.plan", "guide.status")
+        looking = before_login or given.get("dry") or given.get("commands") or command in ("guide.plan", "guide.status")
         if name == "cern" and instance.name == "production" and not looking:
             _confirm(instance, given, "changes production")
-        report.header(f"{name} · {server} · project {instance.project} · instance {instance.name}")
+        header = report.tell if given.get("commands") else report.header  # what is printed then is for a shell
+        header(f"{name} · {server} · project {instance.project} · instance {instance.name}")
         try:
             yield connections
         except errors.Unreachable as error:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import inspect
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import singledispatch
+from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from runbook import options, shell
+from runbook import console, options, shell
 from runbook.instance import Instance
 from runbook.observed import Observed
 from runbook.plan import (
@@ -48,46 +49,83 @@ from runbook.stamps import Verified, stamp
 from runbook.step import Step
 
 
-def section(step: Step, instance: Instance, reason: str = "", verified: Verified | None = None) -> str:
-    """Return a step's section; `reason` is the page's own prose, which stands after the command.
+def section(step: Step, instances: Sequence[Instance], reason: str = "", verified: Verified | None = None, edit: str = "") -> str:
+    """Return a step's section, with the values of each of the instances; the first one's manifests are shown.
 
-    With `verified` it says below its first sentence what a test run proved of it.
+    `reason` is the page's own text: prose, and after a line `=== web console` the way of that step in the web console.
+    With `verified` the section says below its first sentence what a test run proved of it.
+    `edit` is where the repository's files can be edited; "" is nowhere.
     """
-    plan = options.outline(step, instance, Observed())
-    heading, *parts = (part.strip("\n") for part in _parts(step, instance, plan, reason) if part)
+    plan = options.outline(step, instances[0], Observed())
+    heading, *parts = (part.strip("\n") for part in _parts(step, instances, plan, reason) if part)
     text = "\n\n".join([heading, *parts]) + "\n"
     if verified is None:
         return text
-    return "\n\n".join([heading, parts[0], stamp(step, plan, verified, text), *parts[1:]]) + "\n"
+    source = Path(step.source[0])
+    link_to_source = f" · [source]({edit}{source.parent.name}/{source.name})" if edit else ""
+    return "\n\n".join([heading, parts[0], stamp(step, plan, verified, text, link_to_source), *parts[1:]]) + "\n"
 
 
-def _parts(step: Step, instance: Instance, plan: Sequence[Action], reason: str) -> Iterator[str]:
+def _parts(step: Step, instances: Sequence[Instance], plan: Sequence[Action], reason: str) -> Iterator[str]:
+    prose, by_console = console.split(reason)
     yield f"## {step.name} {{ #{step.name} }}"
     yield step.summary
-    yield tab("invoke", fence("sh", command(step, instance)))
-    yield tab("oc and psql", OC_NOTE + "\n\n" + fence("bash", shell.block(step, instance)))
-    if step.person:
-        yield folded("info", "At CERN a person does this", _person(plan), open_=True)
-    yield reason
+    yield calls(step, instances)
     yield f"**You should see:** {step.see}"
     if step.otherwise:
         yield "**If you see something else:**"
         yield "\n\n".join(f"{symptom}\n:   {cure}" for symptom, cure in step.otherwise)
     if step.needs:
         yield "**Before it:** " + ", ".join(link(needed, step) for needed in step.needs) + "."
+    if step.person:
+        yield folded("info", "At CERN a person does this", _person(step, instances), open_=True)
     if step.unconfirmed:
         yield folded("warning", "Not confirmed at CERN", step.unconfirmed, open_=True)
+    yield prose
+    yield tab("invoke", _by_invoke(step, instances, plan))
+    yield tab("oc", _by_hand(step, instances))
+    if by_console:
+        yield tab("web console", console.ways(by_console, instances))
+
+
+TARGETS = {"local": "local", "CERN": "cern"}
+"""The tabs of the places where a command may run, and the words for them on the command line."""
+
+
+def calls(step: Step, instances: Sequence[Instance], *flags: str) -> str:
+    """Return the command of a step for each place and each instance, as tabs within tabs."""
+    return "\n\n".join(tab(place, tabs({each.name: fence("sh", command(step, each, *_targeted(each, target), *flags))
+                                        for each in instances})) for place, target in TARGETS.items())
+
+
+def _targeted(instance: Instance, target: str) -> Iterator[str]:
+    """Yield the option that names the target, unless the instance file does."""
+    if instance.target != target:
+        yield f"--target={target}"
+
+
+def _by_invoke(step: Step, instances: Sequence[Instance], plan: Sequence[Action]) -> str:
+    """Return what the command does, its options, and how it is taken back."""
     if step.undoes:
-        yield f"It is the same as `{command(step.undoes, instance, '--undo')}`."
-        yield folded("example", "What it does", "\n".join(f"- {deed}" for deed in taken_back(plan)))
-        yield folded("abstract", "Options", option_table(step, plan))
-        return
-    yield folded("example", "What it does", "\n\n".join(map(shown, _marked(plan, step))))
-    yield folded("abstract", "Options", option_table(step, plan))
-    yield folded("note", "Undo", _undo(step, instance, plan))
+        return "\n\n".join([
+            f"It is the same as `{command(step.undoes, instances[0], '--undo')}`.",
+            folded("example", "What it does", "\n".join(f"- {deed}" for deed in taken_back(plan))),
+            folded("abstract", "Options", option_table(step, plan))])
+    return "\n\n".join([folded("example", "What it does", "\n\n".join(map(shown, _marked(plan, step)))),
+                        folded("abstract", "Options", option_table(step, plan)),
+                        folded("note", "Undo", _undo(step, instances, plan))])
 
 
-OC_NOTE = "The same by hand, for bash, in your own log-in to the project."
+def _by_hand(step: Step, instances: Sequence[Instance]) -> str:
+    """Return the commands for `oc` and `psql`: at CERN with each instance's values; a stack's ports only the stack knows."""
+    local = tabs({each.name: fence("sh", 'eval "$(invoke stack.env)"\n'
+                                   + command(step, each, *_targeted(each, "local"), "--commands") + " | bash")
+                  for each in instances})
+    at_cern = tabs({each.name: fence("bash", shell.block(step, each)) for each in instances})
+    return "\n\n".join([OC_NOTE, tab("local", local), tab("CERN", at_cern)])
+
+
+OC_NOTE = "The same by hand, for bash, with `oc` and `psql`, in your own log-in to the project."
 
 
 def command(step: Step, instance: Instance, *flags: str) -> str:
@@ -110,6 +148,13 @@ def fence(language: str, text: str) -> str:
 def tab(title: str, text: str) -> str:
     """Return one tab; neighbours become one group, and a choice holds on every page."""
     return f'=== "{title}"\n\n{indented(text)}'
+
+
+def tabs(texts: Mapping[str, str]) -> str:
+    """Return a tab for each title, or the text alone when all are the same."""
+    if len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    return "\n\n".join(tab(title, text) for title, text in texts.items())
 
 
 def folded(kind: str, title: str, text: str, *, open_: bool = False) -> str:
@@ -289,22 +334,34 @@ def _(action: Require) -> str:
     return f"Checks that {action.what}."
 
 
-def _person(plan: Sequence[Action]) -> str:
-    """Say that at CERN only you can do it, and where."""
-    places = dict.fromkeys(f"<{action.where}>" for action in plan if isinstance(action, Ask))
-    return (f"You do it at {' and '.join(places) or 'the place that the command names'}. "
-            "The command prints what to click and what to fill in, waits, and sees for itself when it is done. "
-            "Without a terminal it ends with exit code 75 and the line that resumes. "
-            "On the local stack a stand-in plays you: the tests prove the waiting and the seeing, not CERN's form.")
+def _person(step: Step, instances: Sequence[Instance]) -> str:
+    """Say that at CERN only a person can do it, and list what to do with each instance's values, to be ticked off."""
+    return "\n\n".join([
+        "The command prints what to click and what to fill in, waits, and sees for itself when it is done.",
+        "Without a terminal it ends with exit code 75 and the line that resumes.",
+        "On the local stack a stand-in plays you: the tests prove the waiting and the seeing, not CERN's form.",
+        tabs({each.name: _deeds(step, each) for each in instances})])
 
 
-def _undo(step: Step, instance: Instance, plan: Sequence[Action]) -> str:
+def _deeds(step: Step, instance: Instance) -> str:
+    """Return a list of boxes; a ticked one stays ticked in this browser (docs/extra.js)."""
+    deeds = [deed for action in options.outline(step, instance, Observed()) if isinstance(action, Ask) for deed in _asked(action)]
+    return "\n".join(f'- <label><input type="checkbox" data-tick="{step.name}/{instance.name}/{number}"> {deed}</label>'
+                     for number, deed in enumerate(deeds, 1))
+
+
+def _asked(action: Ask) -> Iterator[str]:
+    yield f"At <{action.where}>: {action.deed}"
+    yield from (f"{name}: `{shell.shown(value)}`" for name, value in action.values.items() if value not in ("", []))
+    yield from (f"Note the {credential.label}." for credential in action.gives.values())
+
+
+def _undo(step: Step, instances: Sequence[Instance], plan: Sequence[Action]) -> str:
     deeds = taken_back(plan)
     if not deeds:
         return "It changes nothing, so there is nothing to undo."
     with_undo = any(option.name == "undo" for option in options.options(plan))
-    return (fence("sh", command(step, instance, "--undo")) + "\n\n" if with_undo else "") \
-        + "\n".join(f"- {deed}" for deed in deeds)
+    return (calls(step, instances, "--undo") + "\n\n" if with_undo else "") + "\n".join(f"- {deed}" for deed in deeds)
 
 
 def taken_back(plan: Sequence[Action]) -> list[str]:

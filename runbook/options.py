@@ -73,6 +73,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("target", "Where to: the local stack or CERN; else RUNBOOK_TARGET, else the instance file.", "", _always,
            "local|cern"),
     Option("dry", "Show what would change, and change nothing.", False, _always),
+    Option("commands", "Print it as commands of oc and psql, and do nothing.", False, _always),
     Option("undo", "Take the step back.", False, _undone),
     Option("data", "With --undo: delete also what holds data; asks for the instance's name.", False,
            lambda plan: any(getattr(action, "data", False) for action in plan)),

@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -22,7 +22,7 @@ from runbook.markdown import fence, link, section, table
 from runbook.observed import Observed
 from runbook.options import EXIT_CODES, OPTIONS, credentials, options, outline
 from runbook.plan import Ask, Credential
-from runbook.stamps import Verified
+from runbook.stamps import SHORT, UNPROVED, Verified, page_stamp, state
 from runbook.step import Runbook, Step
 
 Fence = Callable[[str, str], str]
@@ -49,42 +49,55 @@ def steps_named(text: str) -> list[str]:
     return [found["argument"] or "" for found in FENCE.finditer(text) if found["name"] == "step"]
 
 
-def fences(runbook: Runbook, instance: Instance, stack: Path, tasks: Any = None, verified: Verified = NOTHING) -> dict[str, Fence]:
+def fences(runbook: Runbook, instances: Sequence[Instance], root: Path, tasks: Any = None, *,
+           verified: Verified = NOTHING, edit: str = "") -> dict[str, Fence]:
     """Return the fences that every site has; `tasks` is the command line's collection of tasks.
 
-    `verified` is what the test run before this build proved.
-
+    `root` is the folder with `docs/`, `stack/` and `tests/`, `verified` what the test run before this build proved, and
+    `edit` where the repository's files can be edited.
     Raises WrongUse for a step's fence that names no step.
     """
+    shown = instances[0]
     return {
-        "step": lambda name, body: section(runbook.find(name), instance, body, verified),
-        "overview": lambda _, __: overview(runbook, verified),
-        "reference": lambda _, __: reference(runbook, instance),
+        "step": lambda name, body: section(runbook.find(name), instances, body, verified, edit),
+        "overview": lambda _, __: overview(runbook, states(runbook, instances, root / "docs", verified), verified),
+        "reference": lambda _, __: reference(runbook, shown),
         "tasks": lambda name, __: task_table(tasks, name),
         "exitcodes": lambda _, __: table(("code", "meaning"), ((f"`{c}`", text) for c, text in EXIT_CODES.items())),
         "options": lambda _, __: table(("option", "meaning", "which steps"), (
             (f"`{o.written}`", o.meaning, "every step" if o.every else "where it applies") for o in OPTIONS)),
         "settings": lambda _, __: settings(Instance),
-        "example": lambda _, __: fence("toml", instance.path.read_text(encoding="utf-8")),
-        "differs": lambda _, __: differs(stack),
+        "example": lambda _, __: fence("toml", shown.path.read_text(encoding="utf-8")),
+        "differs": lambda _, __: differs(root / "stack"),
         "unconfirmed": lambda _, __: unconfirmed(runbook),
         "troubleshooting": lambda _, __: troubleshooting(runbook),
-        "credentials": lambda _, __: credential_table(runbook, instance),
-        "picture": lambda name, body: picture(name, body, runbook, instance),
-        "faults": lambda name, __: faults(runbook, stack.parent / "docs" / name, stack.parent / "tests"),
+        "credentials": lambda _, __: credential_table(runbook, shown),
+        "picture": lambda name, body: picture(name, body, runbook, shown),
+        "faults": lambda name, __: faults(runbook, root / "docs" / name, root / "tests"),
     }
 
 
-def overview(runbook: Runbook, verified: Verified = NOTHING) -> str:
-    """Return the table of all steps in the order in which `guide.run` takes them, operations after them.
+def body(docs: Path, step: Step) -> str:
+    """Return what a step's fence holds on its page."""
+    text = (docs / f"{step.procedure}.md").read_text(encoding="utf-8")
+    return next((found["body"].strip("\n") for found in FENCE.finditer(text)
+                 if found["name"] == "step" and found["argument"] == step.name), "")
 
-    The last column says at a glance what the test run proved; the step's own section says whether it is stale since.
-    """
+
+def states(runbook: Runbook, instances: Sequence[Instance], docs: Path, verified: Verified) -> dict[str, str]:
+    """Return the word for what was proved of each step, by the step's name."""
+    return {step.name: state(step, outline(step, instances[0], Observed()), verified, section(step, instances, body(docs, step)))
+            for step in runbook.steps} if verified.steps else dict.fromkeys((step.name for step in runbook.steps), UNPROVED)
+
+
+def overview(runbook: Runbook, proved: Mapping[str, str], verified: Verified) -> str:
+    """Return the table of all steps in the order in which `guide.run` takes them, operations after them, with what was proved."""
     standing = runbook.standing
     ordered = (*standing, *(step for step in runbook.steps if step not in standing))
+
     def proof(step: Step) -> str:
         found = verified.steps.get(step.name)
-        return "not verified" if found is None else "failed" if not found.passed else f"tested, {found.seconds:.1f} s"
+        return SHORT[proved[step.name]] + (f", {found.seconds:.1f} s" if found else "")
 
     rows = ((str(number), link(step), step.summary, _who(step), proof(step)) for number, step in enumerate(ordered, 1))
     return table(("", "step", "what it does", "who", "proof"), rows)
@@ -249,9 +262,13 @@ def variable_table(variables: Any) -> str:
                  ((f"`{v.name}`", v.meaning, v.need, v.kind, v.read, v.source) for v in variables))
 
 
-def load(root: Path, build: str = "dev") -> Instance:
-    """Return the instance that the pages show, as it is at CERN."""
-    return instances.load(instances.find(root / "instances", build))
+BUILDS = ("dev", "training", "production")
+"""The instances whose values the pages show, in the order in which a change of the app reaches them."""
+
+
+def load(root: Path) -> tuple[Instance, ...]:
+    """Return the instances that the pages show, as they are at CERN."""
+    return tuple(instances.load(instances.find(root / "instances", build)) for build in BUILDS)
 
 
 def page(path: Path, known: Mapping[str, Fence]) -> str:
@@ -265,3 +282,11 @@ def page(path: Path, known: Mapping[str, Fence]) -> str:
                 line = text[:found.start()].count("\n") + 1
                 raise WrongUse(f"{path.name}:{line}: {error.found}; {error.cure}") from error
     return expand(text, known)
+
+
+def stamped(path: Path, text: str, proved: Mapping[str, str], verified: Verified) -> str:
+    """Return a page with the line below its title that says what was proved of it; `proved` has a word for each step."""
+    source = path.read_text(encoding="utf-8")
+    words = [proved[name] for name in steps_named(source)]
+    title, rest = text.split("\n", 1)
+    return f"{title}\n\n{page_stamp(path.name, source, words, verified)}\n{rest}"

@@ -88,12 +88,11 @@ class Setting:
         return f'psql -U {quoted(self.instance.database.administrator)} "$server"'
 
 
-def block(step: Step, instance: Instance, observed: Observed | None = None, **options: Any) -> str:
-    """Return a step as a bash script that needs nothing but `oc` (or kubectl), `psql`, `curl` and a log-in."""
+def block(step: Step, instance: Instance, observed: Observed | None = None, *, undo: bool = False, **options: Any) -> str:
+    """Return a step, or its undo, as a bash script that needs nothing but `oc` (or kubectl), `psql`, `curl` and a log-in."""
     plan = outline(step, instance, observed or Observed(), **options)
-    if step.undoes:
-        return "\n".join(undone(plan, Setting(instance, step.undoes.manager))) + "\n"
-    return "\n".join(script(plan, Setting(instance, step.manager))) + "\n"
+    setting = Setting(instance, (step.undoes or step).manager)
+    return "\n".join(undone(plan, setting) if undo or step.undoes else script(plan, setting)) + "\n"
 
 
 def undone(plan: Sequence[Action], setting: Setting) -> Iterator[str]:

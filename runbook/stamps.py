@@ -9,12 +9,16 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from runbook.plan import Action, Apply, Ask, Inside, Log, Look, Shell, StartBuild, WaitFor
 from runbook.step import Step
+
+UNPROVED = "not verified in this build"
+"""The word for what no test run was seen for."""
 
 STAND_INS: Mapping[type, str] = {Ask: "portal", StartBuild: "builder", WaitFor: "node", Look: "node", Inside: "node", Log: "node",
                                  Shell: "node"}
@@ -42,6 +46,8 @@ class Verified:
     versions: Mapping[str, str] = field(default_factory=dict)
     """The programs that the steps met, by name."""
     steps: Mapping[str, Proof] = field(default_factory=dict)
+    pages: Mapping[str, str] = field(default_factory=dict)
+    """The pages that the tests of the site found good: the file's name and the fingerprint of its text."""
 
     @staticmethod
     def read(path: Path) -> Verified:
@@ -62,7 +68,11 @@ class Verified:
 
 def digest(step: Step, section: str) -> str:
     """Return the fingerprint of a step's code and of its section on the page."""
-    text = inspect.getsource(step.function) + section
+    return fingerprint(inspect.getsource(step.function) + section)
+
+
+def fingerprint(text: str) -> str:
+    """Return a short text that another text does not have."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -70,7 +80,7 @@ def state(step: Step, plan: Sequence[Action], verified: Verified, section: str) 
     """Return the word for a step: tested, tested with a stand-in, person, stale, failed, not verified in this build."""
     proof = verified.steps.get(step.name)
     if proof is None:
-        return "not verified in this build"
+        return UNPROVED
     if proof.digest != digest(step, section):
         return "stale"
     if not proof.passed:
@@ -92,19 +102,48 @@ def _real(action: Action) -> bool:
     return isinstance(action, WaitFor) and action.object.kind not in ("Deployment", "Pod", "Job")
 
 
-def stamp(step: Step, plan: Sequence[Action], verified: Verified, section: str) -> str:
-    """Return the line below a step's heading."""
+def stamp(step: Step, plan: Sequence[Action], verified: Verified, section: str, source: str = "") -> str:
+    """Return the line below a step's heading; `source` ends it."""
     word = state(step, plan, verified, section)
     said = [WORDS[word]]
-    if word not in ("not verified in this build", "stale"):
-        proof = verified.steps[step.name]
-        said += [f"{verified.when}, commit `{verified.commit[:8]}`", f"{proof.seconds:.1f} s",
-                 ", ".join(f"{name} {version}" for name, version in verified.versions.items())]
+    if word not in (UNPROVED, "stale"):
+        said += [_run(verified), f"{verified.steps[step.name].seconds:.1f} s", _versions(verified)]
         if met := list(stand_ins(plan)):
             said.append(f"stand-in: {', '.join(met)}")
     if word == "stale":
         said.append(f"last tested {verified.when}")
-    return f"{' · '.join(filter(None, said))}\n{{ .stamp .stamp-{word.split()[0]} }}"
+    return _line(said, word, source)
+
+
+def page_stamp(name: str, text: str, states: Sequence[str], verified: Verified) -> str:
+    """Return the line below a page's title: how many of its steps are in which state, or that its prose was checked.
+
+    `states` are the words for the steps on the page.
+    """
+    known = verified.pages.get(name)
+    if known is None:
+        return _line([WORDS[UNPROVED]], UNPROVED)
+    if known != fingerprint(text):
+        return _line([WORDS["stale"], f"last tested {verified.when}"], "stale")
+    if not states:
+        return _line(["**Checked**: its commands exist and its links lead somewhere", _run(verified)], "tested")
+    counted = Counter(states)
+    worst = next(word for word in reversed(WORDS) if word in counted)
+    said = [f"**{sum(counted.values())} step{'s' * (len(states) > 1)}**: " + ", ".join(
+        f"{counted[word]} {SHORT[word]}" for word in WORDS if word in counted), _run(verified), _versions(verified)]
+    return _line(said, worst)
+
+
+def _run(verified: Verified) -> str:
+    return f"{verified.when}, commit `{verified.commit[:8]}`"
+
+
+def _versions(verified: Verified) -> str:
+    return ", ".join(f"{name} {version}" for name, version in verified.versions.items())
+
+
+def _line(said: Sequence[str], word: str, end: str = "") -> str:
+    return f"{' · '.join(filter(None, said))}{end}\n{{ .stamp .stamp-{word.split(maxsplit=1)[0]} }}"
 
 
 WORDS = {
@@ -113,6 +152,10 @@ WORDS = {
     "person": "**A person's step**: at CERN you do it; the tests had a stand-in do it",
     "failed": "**Failed** when it was tested last",
     "stale": "**Stale**: changed since it was tested",
-    "not verified in this build": "**Not verified in this build** of the site",
+    UNPROVED: "**Not verified in this build** of the site",
 }
 """How the page says each word."""
+
+SHORT = {"tested": "tested", "tested with a stand-in": "tested with a stand-in", "person": "a person's", "failed": "failed",
+         "stale": "stale", UNPROVED: "not verified"}
+"""The same in a list."""

@@ -18,7 +18,7 @@ import pytest
 from procedures import RUNBOOK
 from runbook import pages
 from runbook.markdown import section
-from runbook.stamps import Proof, Verified, digest
+from runbook.stamps import Proof, Verified, digest, fingerprint
 from runbook.step import Step
 from stack import commands
 from stack.state import State
@@ -26,6 +26,8 @@ from stack.state import State
 ROOT = Path(__file__).parent.parent
 WHOLE = {"test_guide", "test_blocks"}
 """Tests of all steps together: when one fails, no step is proved."""
+SITE = {"test_docs", "test_site"}
+"""Tests of the pages: when one fails, no page is proved."""
 
 journal: list[dict[str, Any]] = []
 versions: dict[str, str] = {}
@@ -79,11 +81,10 @@ def proved(failures: set[str], entries: list[dict[str, Any]]) -> Verified:
             passed = not failures & {f"test_{step.procedure}", *WHOLE}
             steps[step.name] = Proof(passed, round(statistics.median(changed or seconds), 1), digest(step, text(step)))
     day = dt.datetime.now(dt.UTC).date().isoformat()
-    return Verified(day, commit, dict(sorted(versions.items())), steps)
+    found = {} if failures & SITE else {path.name: fingerprint(path.read_text()) for path in (ROOT / "docs").glob("*.md")}
+    return Verified(day, commit, dict(sorted(versions.items())), steps, found)
 
 
 def text(step: Step) -> str:
     """Return a step's section as its page has it."""
-    page = (ROOT / "docs" / f"{step.procedure}.md").read_text()
-    body = next(found["body"] for found in pages.FENCE.finditer(page) if found["name"] == "step" and found["argument"] == step.name)
-    return section(step, pages.load(ROOT), body.strip("\n"))
+    return section(step, pages.load(ROOT), pages.body(ROOT / "docs", step))

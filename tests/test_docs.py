@@ -14,8 +14,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-import yaml
+from mkdocs.utils.yaml import yaml_load
 
+import tasks
 from procedures import RUNBOOK, environment
 from runbook import pages
 from tasks import MKDOCS, ns
@@ -26,10 +27,13 @@ STEMS = [module.__name__.rpartition(".")[2] for module in RUNBOOK.procedures]
 STEPS = pytest.mark.parametrize("step", RUNBOOK.steps, ids=lambda step: step.name)
 
 
+EDIT = "https://forge.example/some/guide/edit/main/"
+
+
 def build(root, site):
     """Build the site as `invoke docs.build` does, into a folder of its own."""
     return subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)], cwd=root,
-                          env=os.environ | MKDOCS, text=True, capture_output=True, timeout=120, check=False)
+                          env=os.environ | MKDOCS | {"RUNBOOK_EDIT": EDIT}, text=True, capture_output=True, timeout=120, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +47,7 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expanded():
-    fences = pages.fences(RUNBOOK, pages.load(ROOT), ROOT / "stack", ns)
+    fences = pages.fences(RUNBOOK, pages.load(ROOT), ROOT, ns)
     fences["variables"] = lambda _, __: pages.variable_table(environment.VARIABLES)
     return {path.stem: pages.page(path, fences) for path in DOCS.glob("*.md")}
 
@@ -69,8 +73,7 @@ def test_a_page_shows_its_steps_in_the_order_of_the_module(stem):
 
 
 def test_the_navigation_has_every_page_and_the_procedures_in_the_runbooks_order():
-    # Read as a plain tree: the file names no Python objects.
-    nav = [page for part in yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"] for page in leaves(part)]
+    nav = [page for part in yaml_load((ROOT / "mkdocs.yml").read_text())["nav"] for page in leaves(part)]
     assert [page for page in nav if page.removesuffix(".md") in STEMS] == [f"{stem}.md" for stem in STEMS]
     assert sorted(nav) == sorted(path.name for path in DOCS.glob("*.md"))
 
@@ -102,12 +105,12 @@ def commands(text):
 
 @pytest.mark.fault(13)
 def test_every_command_on_any_page_is_a_task_with_these_options(expanded):
-    tasks = {name: ns[name] for name in ns.task_names}
+    known_tasks = {name: ns[name] for name in ns.task_names}
     shown = 0
     for stem, text in expanded.items():
         for name, options in commands(text):
-            assert name in tasks, f"docs/{stem}.md shows `invoke {name}`, which is no task"
-            known = {"--" + argument.name.replace("_", "-") for argument in tasks[name].get_arguments()}
+            assert name in known_tasks, f"docs/{stem}.md shows `invoke {name}`, which is no task"
+            known = {"--" + argument.name.replace("_", "-") for argument in known_tasks[name].get_arguments()}
             used = {option.partition("=")[0] for option in options}
             assert used <= known | {"--help"}, f"docs/{stem}.md: invoke {name} has no {used - known}"
             shown += 1
@@ -139,8 +142,34 @@ def test_what_only_the_real_oc_has_is_marked(expanded):
 def test_a_page_shows_the_whole_step(step, site):
     html = (site / f"{step.procedure}.html").read_text()
     part = html[html.index(f'id="{step.name}"'):]
-    for wanted in ("oc and psql", "You should see:", "What it does", "Options", *(() if step.undoes else ("Undo",))):
+    for wanted in (">oc<", "You should see:", "What it does", "Options", *(() if step.undoes else ("Undo",))):
         assert wanted in part
+
+
+def test_prose_is_edited_on_its_page_and_a_step_in_its_source(site):
+    html = (site / "redis.html").read_text()
+    assert re.search(rf'<a href="{EDIT}docs/redis.md"[^>]*rel="edit"', html)
+    assert f'href="{EDIT}procedures/redis.py"' in html
+    for path in re.findall(rf'href="{EDIT}([^"]+)"', html):
+        assert (ROOT / path).is_file()
+
+
+@pytest.mark.parametrize(("origin", "environment", "wanted"), [
+    ("https://github.com/some/guide.git", {}, "https://github.com/some/guide/edit/main/"),
+    ("git@github.com:some/guide.git", {}, "https://github.com/some/guide/edit/main/"),
+    ("https://ci-token:canary@gitlab.cern.ch/some/guide.git", {"CI_COMMIT_REF_NAME": "master"},
+     "https://gitlab.cern.ch/some/guide/-/edit/master/"),
+    ("ssh://git@gitlab.cern.ch:7999/some/guide.git", {}, "https://gitlab.cern.ch/some/guide/-/edit/main/"),
+    ("/srv/guide", {}, ""),
+    ("", {}, ""),
+    ("/srv/guide", {"RUNBOOK_EDIT": "https://x.example/edit/"}, "https://x.example/edit/"),
+])
+def test_where_the_guide_is_edited_follows_from_where_it_was_cloned(tmp_path, monkeypatch, origin, environment, wanted):
+    subprocess.run(["git", "init", "-q", "-b", "main", str(tmp_path)], check=True)
+    if origin:
+        subprocess.run(["git", "-C", str(tmp_path), "remote", "add", "origin", origin], check=True)
+    monkeypatch.setattr(tasks, "ROOT", tmp_path)
+    assert tasks.edit_address(environment) == wanted
 
 
 def test_copying_a_command_copies_the_command(site):

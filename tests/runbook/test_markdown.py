@@ -1,5 +1,6 @@
 """A step's section, and the fences of a page: from values and text to text."""
 
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated
@@ -10,13 +11,13 @@ import pytest
 from procedures import RUNBOOK
 from runbook import markdown, options, pages
 from runbook.errors import WrongUse
-from runbook.instance import load
 from runbook.observed import Observed
 from runbook.plan import Apply, Credential, Execute, StartBuild, secret
 from runbook.step import Runbook, step
 
 ROOT = Path(__file__).parents[2]
-INSTANCE = load(ROOT / "instances" / "dev.toml")
+INSTANCES = pages.load(ROOT)
+INSTANCE = INSTANCES[0]
 STEPS = pytest.mark.parametrize("known", RUNBOOK.steps, ids=lambda known: known.name)
 
 
@@ -28,16 +29,49 @@ def light(instance, observed, *, colour: Annotated[str, "Colour of the lamp."] =
 
 
 def parts():
-    return markdown.section(light, INSTANCE, "It was dark.")
+    return markdown.section(light, INSTANCES, "It was dark.\n\n=== web console\nPress {host}.")
 
 
-def test_a_section_goes_from_command_to_reason_to_what_is_seen_to_what_else():
+def test_a_section_goes_from_command_to_what_is_seen_to_what_else_to_reason_to_the_ways():
     text = parts()
     places = [text.index(part) for part in (
-        "## test_markdown.light", "Light the lamp.", "invoke test_markdown.light --build=dev", "It was dark.",
-        "**You should see:** A lamp is lit.", "It is dark.\n:   Look for the switch.", "Not confirmed at CERN",
-        "What it does", "Options", "Undo")]
+        "## test_markdown.light", "Light the lamp.", "invoke test_markdown.light --build=dev\n", "**You should see:** A lamp is lit.",
+        "It is dark.\n:   Look for the switch.", "Not confirmed at CERN", "It was dark.", '=== "invoke"', "What it does", "Options",
+        "Undo", '=== "oc"', '=== "web console"')]
     assert places == sorted(places)
+
+
+def test_a_command_stands_there_for_each_place_and_instance():
+    text = parts()
+    first = text[:text.index("**You should see")]
+    assert re.findall("invoke .*", first) == [
+        "invoke test_markdown.light --build=dev", "invoke test_markdown.light --build=training --target=local",
+        "invoke test_markdown.light --build=production --target=local", "invoke test_markdown.light --build=dev --target=cern",
+        "invoke test_markdown.light --build=training --target=cern", "invoke test_markdown.light --build=production --target=cern"]
+    assert re.findall('=== "(.*)"', first) == ["local", "dev", "training", "production", "CERN", "dev", "training", "production"]
+
+
+def test_each_instance_has_its_own_values_and_what_is_the_same_is_said_once():
+    for instance in INSTANCES:
+        assert f"Press {instance.host}." in parts()
+        assert f"-n {instance.project} " in parts()
+    assert markdown.tabs({"a": "same", "b": "same"}) == "same"
+
+
+def test_a_persons_deeds_are_boxes_that_are_told_apart():
+    text = markdown.section(RUNBOOK.find("project.request"), INSTANCES)
+    ticks = re.findall(r'<label><input type="checkbox" data-tick="project.request/(\w+)/\d+"> (.*)</label>', text)
+    assert {name for name, _ in ticks} == {"dev", "training", "production"}
+    assert any(INSTANCE.project in deed for _, deed in ticks)
+    names = re.findall('data-tick="(.*?)"', text)
+    assert len(names) == len(set(names))
+
+
+def test_the_source_is_linked_where_it_can_be_edited():
+    redis = RUNBOOK.find("redis.add")
+    assert "[source](https://x.example/edit/main/procedures/redis.py)" in markdown.section(
+        redis, INSTANCES, "", pages.NOTHING, "https://x.example/edit/main/")
+    assert "source]" not in markdown.section(redis, INSTANCES, "", pages.NOTHING)
 
 
 def test_a_credential_shows_as_its_label():
@@ -47,7 +81,7 @@ def test_a_credential_shows_as_its_label():
 def test_options_are_the_steps_own_and_those_that_its_plan_gives():
     plan = options.outline(light, INSTANCE, Observed())
     assert [option.name for option in options.options(plan)] == [
-        "build", "target", "dry", "undo", "data", "force", "rotate", "yes", "json", "debug"]
+        "build", "target", "dry", "commands", "undo", "data", "force", "rotate", "yes", "json", "debug"]
     assert "| `--colour` | Colour of the lamp. | `red` |" in parts()
     assert "again" in [option.name for option in options.options([StartBuild("a", "a", "a", "")])]
 
@@ -66,7 +100,7 @@ def test_every_step_says_what_is_seen_and_what_else_to_do(known):
 
 @STEPS
 def test_every_section_is_whole(known):
-    text = python_markdown.markdown(markdown.section(known, INSTANCE), extensions=[
+    text = python_markdown.markdown(markdown.section(known, INSTANCES), extensions=[
         "admonition", "attr_list", "def_list", "tables", "pymdownx.details", "pymdownx.superfences", "pymdownx.tabbed"])
     assert f'id="{known.name}"' in text
     assert "```" not in text
@@ -85,7 +119,7 @@ def test_a_fence_that_names_no_step_is_told_with_its_line(tmp_path):
     page = tmp_path / "database.md"
     page.write_text("# A\n\ntext\n\n```step database.creat\n```\n")
     with pytest.raises(WrongUse, match=r"database\.md:5: .*'database\.creat'.*database\.create"):
-        pages.page(page, pages.fences(RUNBOOK, INSTANCE, ROOT / "stack"))
+        pages.page(page, pages.fences(RUNBOOK, INSTANCES, ROOT))
 
 
 def test_statements_come_from_docstrings_without_an_import(tmp_path):
@@ -111,8 +145,8 @@ def test_the_table_of_contents_is_the_guides_order():
     module.light = light
     light.function.__module__ = "procedures.lamp"
     try:
-        row = "| 1 | [lamp.light](lamp.md#lamp.light) | Light the lamp. | the guide |"
-        assert row in pages.overview(Runbook([module]))
+        row = "| 1 | [lamp.light](lamp.md#lamp.light) | Light the lamp. | the guide | stale |"
+        assert row in pages.overview(Runbook([module]), {"lamp.light": "stale"}, pages.NOTHING)
     finally:
         light.function.__module__ = __name__
 

@@ -59,7 +59,7 @@ def test_what_follows_from_another_need_is_not_drawn():
                                   "BuildConfig certification-helper refers to ImageStream certification-helper",
                                   "Deployment certification-helper refers to outside database"])
 def test_the_topology_comes_from_the_manifests(edge):
-    figure = parsed(pictures.topology(RUNBOOK, pages.load(ROOT)))
+    figure = parsed(pictures.topology(RUNBOOK, pages.load(ROOT)[0]))
     assert edge in figure.find(f"{SVG}svg/{SVG}desc").text
 
 

@@ -43,6 +43,12 @@ def test_bash_reads_every_block(step):
 
 
 @STEPS
+def test_bash_reads_every_undo(step):
+    checked = subprocess.run(["bash", "-n"], input=shell.block(step, INSTANCE, undo=True), text=True, capture_output=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+
+
+@STEPS
 def test_every_cluster_command_names_project_and_manager(step):
     for line in shell.block(step, INSTANCE).splitlines():
         if re.match(r"\s*oc (apply|wait|scale|rollout)\b", line):

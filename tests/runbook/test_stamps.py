@@ -12,7 +12,9 @@ from runbook.options import outline
 from runbook.stamps import Proof, Verified
 from tests import stamping
 
-INSTANCE = pages.load(Path(__file__).parents[2])
+ROOT = Path(__file__).parents[2]
+INSTANCES = pages.load(ROOT)
+INSTANCE = INSTANCES[0]
 STEP = RUNBOOK.find("redis.add")
 CHECK = RUNBOOK.find("source.check")
 PERSON = RUNBOOK.find("project.request")
@@ -36,14 +38,14 @@ def test_each_word_has_its_reason(step, proof, wanted):
 
 
 def test_a_changed_page_is_stale_and_an_unchanged_one_is_not():
-    text = section(STEP, INSTANCE, "A reason.")
+    text = section(STEP, INSTANCES, "A reason.")
     verified = Verified("2026-01-02", "c" * 40, {}, {STEP.name: Proof(True, 1.0, stamps.digest(STEP, text))})
-    assert "**Tested**" in section(STEP, INSTANCE, "A reason.", verified)
-    assert "**Stale**" in section(STEP, INSTANCE, "Another reason.", verified)
+    assert "**Tested**" in section(STEP, INSTANCES, "A reason.", verified)
+    assert "**Stale**" in section(STEP, INSTANCES, "Another reason.", verified)
 
 
 def test_without_a_test_run_nothing_is_claimed():
-    assert "Not verified in this build" in section(STEP, INSTANCE, "", pages.NOTHING)
+    assert "Not verified in this build" in section(STEP, INSTANCES, "", pages.NOTHING)
 
 
 def test_the_file_is_read_as_it_was_written(tmp_path):
@@ -60,3 +62,30 @@ def test_a_failed_test_takes_the_proof_of_its_steps(failures, passed):
     found = stamping.proved(failures, entries)
     assert found.steps["redis.add"] == Proof(passed, 3.0, stamps.digest(STEP, stamping.text(STEP)))
     assert set(found.steps) == {"redis.add"}
+    assert found.pages["eos.md"] == stamps.fingerprint((ROOT / "docs" / "eos.md").read_text())
+
+
+def test_no_page_is_proved_when_a_test_of_the_pages_failed():
+    assert stamping.proved({"test_docs"}, []).pages == {}
+
+
+@pytest.mark.parametrize(("words", "known", "wanted", "kind"), [
+    (["tested", "tested", "person"], "text", "**3 steps**: 2 tested, 1 a person's · 2026-01-02, commit `cccccccc` · Redis 7", "person"),
+    (["tested", "stale"], "text", "**2 steps**: 1 tested, 1 stale", "stale"),
+    ([], "text", "**Checked**", "tested"),
+    (["tested"], "another text", "**Stale**", "stale"),
+    (["tested"], None, "**Not verified in this build**", "not"),
+])
+def test_a_page_says_what_was_proved_of_it(words, known, wanted, kind):
+    pages_known = {} if known is None else {"x.md": stamps.fingerprint(known)}
+    line = stamps.page_stamp("x.md", "text", words, Verified("2026-01-02", "c" * 40, {"Redis": "7"}, {}, pages_known))
+    assert line.startswith(wanted)
+    assert line.endswith(f"{{ .stamp .stamp-{kind} }}")
+
+
+def test_the_overview_says_stale_where_a_page_has_changed_since():
+    text = section(STEP, INSTANCES, pages.body(ROOT / "docs", STEP))
+    proof = Proof(True, 1.0, stamps.digest(STEP, text))
+    verified = Verified("2026-01-02", "c" * 40, {}, {STEP.name: proof, CHECK.name: Proof(True, 1.0, "as it was")})
+    words = pages.states(RUNBOOK, INSTANCES, ROOT / "docs", verified)
+    assert (words[STEP.name], words[CHECK.name], words[PERSON.name]) == ("tested with a stand-in", "stale", stamps.UNPROVED)
