@@ -19,11 +19,11 @@ from tasks import ns
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 VERIFIED = Verified.read(ROOT / "verified.json")
-INSTANCES = pages.load(ROOT)
-FENCES = pages.fences(RUNBOOK, INSTANCES, ROOT, ns, verified=VERIFIED, edit=mkdocs_gen_files.config["edit_uri"] or "")
+SECTIONS = pages.Sections(RUNBOOK, pages.load(ROOT), VERIFIED, mkdocs_gen_files.config["edit_uri"] or "")
+FENCES = pages.fences(SECTIONS, ROOT, ns)
 FENCES["gives"] = lambda _, __: table(("", "what", "embedded stack", "compose stack"), gives.rows())
 FENCES["variables"] = lambda _, __: pages.variable_table(environment.VARIABLES)
-PROVED = pages.states(RUNBOOK, INSTANCES, DOCS, VERIFIED)
+PROVED = SECTIONS.states(DOCS)
 for path in sorted(DOCS.glob("*.md")):
     with mkdocs_gen_files.open(path.name, "w") as page:
         page.write(pages.stamped(path, pages.page(path, FENCES), PROVED, VERIFIED))

@@ -11,7 +11,6 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import singledispatch
-from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from runbook import console, options, shell
@@ -45,25 +44,17 @@ from runbook.plan import (
     Write,
     marked,
 )
-from runbook.stamps import Verified, stamp
 from runbook.step import Step
 
 
-def section(step: Step, instances: Sequence[Instance], reason: str = "", verified: Verified | None = None, edit: str = "") -> str:
+def section(step: Step, instances: Sequence[Instance], reason: str = "") -> str:
     """Return a step's section, with the values of each of the instances; the first one's manifests are shown.
 
     `reason` is the page's own text: prose, and after a line `=== web console` the way of that step in the web console.
-    With `verified` the section says below its first sentence what a test run proved of it.
-    `edit` is where the repository's files can be edited; "" is nowhere.
+    The first two paragraphs are the heading and the sentence that says what the step does.
     """
     plan = options.outline(step, instances[0], Observed())
-    heading, *parts = (part.strip("\n") for part in _parts(step, instances, plan, reason) if part)
-    text = "\n\n".join([heading, *parts]) + "\n"
-    if verified is None:
-        return text
-    source = Path(step.source[0])
-    link_to_source = f" · [source]({edit}{source.parent.name}/{source.name})" if edit else ""
-    return "\n\n".join([heading, parts[0], stamp(step, plan, verified, text, link_to_source), *parts[1:]]) + "\n"
+    return "\n\n".join(part.strip("\n") for part in _parts(step, instances, plan, reason) if part) + "\n"
 
 
 def _parts(step: Step, instances: Sequence[Instance], plan: Sequence[Action], reason: str) -> Iterator[str]:

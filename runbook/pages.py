@@ -11,6 +11,7 @@ import inspect
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -21,8 +22,8 @@ from runbook.instance import Instance
 from runbook.markdown import fence, link, section, table
 from runbook.observed import Observed
 from runbook.options import EXIT_CODES, OPTIONS, credentials, options, outline
-from runbook.plan import Ask, Credential
-from runbook.stamps import SHORT, UNPROVED, Verified, page_stamp, state
+from runbook.plan import Action, Ask, Credential
+from runbook.stamps import SHORT, UNPROVED, Verified, page_stamp, stamp, state
 from runbook.step import Runbook, Step
 
 Fence = Callable[[str, str], str]
@@ -35,11 +36,18 @@ FENCE = re.compile(r"^(?P<ticks>`{3,})(?P<name>[a-z]+)(?: +(?P<argument>\S+))?[ 
                    re.MULTILINE | re.DOTALL)
 
 
-def expand(text: str, fences: Mapping[str, Fence]) -> str:
-    """Return a page with every fence that has a name in `fences` replaced; other code blocks stay as they are."""
+def expand(text: str, fences: Mapping[str, Fence], name: str = "") -> str:
+    """Return a page with every fence that has a name in `fences` replaced; other code blocks stay as they are.
+
+    Raises WrongUse with the page's name and the line of a fence that cannot be replaced.
+    """
     def replaced(found: re.Match[str]) -> str:
         make = fences.get(found["name"])
-        return make(found["argument"] or "", found["body"].strip("\n")) if make else found[0]
+        try:
+            return make(found["argument"] or "", found["body"].strip("\n")) if make else found[0]
+        except WrongUse as error:
+            line = text[:found.start()].count("\n") + 1
+            raise WrongUse(f"{name}:{line}: {error.found}; {error.cure}") from error
 
     return FENCE.sub(replaced, text)
 
@@ -49,18 +57,54 @@ def steps_named(text: str) -> list[str]:
     return [found["argument"] or "" for found in FENCE.finditer(text) if found["name"] == "step"]
 
 
-def fences(runbook: Runbook, instances: Sequence[Instance], root: Path, tasks: Any = None, *,
-           verified: Verified = NOTHING, edit: str = "") -> dict[str, Fence]:
+@dataclass
+class Sections:
+    """The steps' sections on their pages, each rendered once however often it is looked at."""
+
+    runbook: Runbook
+    instances: Sequence[Instance]
+    """Those whose values the pages show."""
+    verified: Verified = NOTHING
+    """What the test run before this build proved."""
+    edit: str = ""
+    """Where the repository's files can be edited, with a slash at the end; "" is nowhere."""
+    _plain: dict[tuple[Step, str], str] = field(default_factory=dict)
+
+    def plain(self, step: Step, body: str) -> str:
+        """Return a section as it is whatever was proved of it."""
+        if (step, body) not in self._plain:
+            self._plain[step, body] = section(step, self.instances, body)
+        return self._plain[step, body]
+
+    def stamped(self, step: Step, body: str) -> str:
+        """Return a section with what was proved of it below its first sentence, and a link to its source."""
+        text = self.plain(step, body)
+        source = Path(step.source[0])
+        link_to_source = f" · [source]({self.edit}{source.parent.name}/{source.name})" if self.edit else ""
+        heading, summary, rest = text.split("\n\n", 2)
+        return "\n\n".join([heading, summary, stamp(step, self._plan(step), self.verified, text, link_to_source), rest])
+
+    def states(self, docs: Path) -> dict[str, str]:
+        """Return the word for what was proved of each step, by the step's name; `docs` has the pages."""
+        if not self.verified.steps:
+            return dict.fromkeys((step.name for step in self.runbook.steps), UNPROVED)
+        return {step.name: state(step, self._plan(step), self.verified, self.plain(step, body(docs, step)))
+                for step in self.runbook.steps}
+
+    def _plan(self, step: Step) -> list[Action]:
+        return outline(step, self.instances[0], Observed())
+
+
+def fences(sections: Sections, root: Path, tasks: Any = None) -> dict[str, Fence]:
     """Return the fences that every site has; `tasks` is the command line's collection of tasks.
 
-    `root` is the folder with `docs/`, `stack/` and `tests/`, `verified` what the test run before this build proved, and
-    `edit` where the repository's files can be edited.
-    Raises WrongUse for a step's fence that names no step.
+    `root` is the folder with `docs/`, `stack/` and `tests/`.
+    A step's fence that names no step raises WrongUse.
     """
-    shown = instances[0]
+    runbook, verified, shown = sections.runbook, sections.verified, sections.instances[0]
     return {
-        "step": lambda name, body: section(runbook.find(name), instances, body, verified, edit),
-        "overview": lambda _, __: overview(runbook, states(runbook, instances, root / "docs", verified), verified),
+        "step": lambda name, body: sections.stamped(runbook.find(name), body),
+        "overview": lambda _, __: overview(runbook, sections.states(root / "docs"), verified),
         "reference": lambda _, __: reference(runbook, shown),
         "tasks": lambda name, __: task_table(tasks, name),
         "exitcodes": lambda _, __: table(("code", "meaning"), ((f"`{c}`", text) for c, text in EXIT_CODES.items())),
@@ -82,12 +126,6 @@ def body(docs: Path, step: Step) -> str:
     text = (docs / f"{step.procedure}.md").read_text(encoding="utf-8")
     return next((found["body"].strip("\n") for found in FENCE.finditer(text)
                  if found["name"] == "step" and found["argument"] == step.name), "")
-
-
-def states(runbook: Runbook, instances: Sequence[Instance], docs: Path, verified: Verified) -> dict[str, str]:
-    """Return the word for what was proved of each step, by the step's name."""
-    return {step.name: state(step, outline(step, instances[0], Observed()), verified, section(step, instances, body(docs, step)))
-            for step in runbook.steps} if verified.steps else dict.fromkeys((step.name for step in runbook.steps), UNPROVED)
 
 
 def overview(runbook: Runbook, proved: Mapping[str, str], verified: Verified) -> str:
@@ -136,14 +174,14 @@ def settings(form: type, prefix: str = "") -> str:
     """Return the keys of an instance file, table by table, from the dataclasses that check it."""
     hints = get_type_hints(form)
     rows, tables = [], []
-    for field in dataclasses.fields(form):
-        if not field.metadata:
+    for key in dataclasses.fields(form):
+        if not key.metadata:
             continue
-        hint, about = hints[field.name], field.metadata["about"]
+        hint, about = hints[key.name], key.metadata["about"]
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            tables.append(f"### [{prefix}{field.name}]\n\n{about}\n\n{settings(hint, f'{prefix}{field.name}.')}")
+            tables.append(f"### [{prefix}{key.name}]\n\n{about}\n\n{settings(hint, f'{prefix}{key.name}.')}")
         else:
-            rows.append((f"`{field.name}`", about, _type(hint), _default(field)))
+            rows.append((f"`{key.name}`", about, _type(hint), _default(key)))
     return "\n\n".join([table(("key", "meaning", "type", "default"), rows), *tables])
 
 
@@ -273,15 +311,7 @@ def load(root: Path) -> tuple[Instance, ...]:
 
 def page(path: Path, known: Mapping[str, Fence]) -> str:
     """Return a page of the site; an error names the file and the line of the fence."""
-    text = path.read_text(encoding="utf-8")
-    for found in FENCE.finditer(text):
-        if found["name"] == "step":
-            try:
-                known["step"](found["argument"] or "", "")
-            except WrongUse as error:
-                line = text[:found.start()].count("\n") + 1
-                raise WrongUse(f"{path.name}:{line}: {error.found}; {error.cure}") from error
-    return expand(text, known)
+    return expand(path.read_text(encoding="utf-8"), known, path.name)
 
 
 def stamped(path: Path, text: str, proved: Mapping[str, str], verified: Verified) -> str:

@@ -408,7 +408,7 @@ def yaml_text(manifest: Any) -> str:
     """Return a manifest as YAML that every parser reads the same way; credentials stand as `<label>`."""
     import yaml
 
-    class Dumper(yaml.SafeDumper):
+    class Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]  # in C where the wheel has it
         """PyYAML's rules leave texts bare that the parsers written in Go take for numbers or booleans."""
 
         def ignore_aliases(self, _data: Any) -> bool:

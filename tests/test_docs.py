@@ -47,7 +47,7 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expanded():
-    fences = pages.fences(RUNBOOK, pages.load(ROOT), ROOT, ns)
+    fences = pages.fences(pages.Sections(RUNBOOK, pages.load(ROOT)), ROOT, ns)
     fences["variables"] = lambda _, __: pages.variable_table(environment.VARIABLES)
     return {path.stem: pages.page(path, fences) for path in DOCS.glob("*.md")}
 

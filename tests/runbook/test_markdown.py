@@ -69,9 +69,9 @@ def test_a_persons_deeds_are_boxes_that_are_told_apart():
 
 def test_the_source_is_linked_where_it_can_be_edited():
     redis = RUNBOOK.find("redis.add")
-    assert "[source](https://x.example/edit/main/procedures/redis.py)" in markdown.section(
-        redis, INSTANCES, "", pages.NOTHING, "https://x.example/edit/main/")
-    assert "source]" not in markdown.section(redis, INSTANCES, "", pages.NOTHING)
+    sections = pages.Sections(RUNBOOK, INSTANCES, edit="https://x.example/edit/main/")
+    assert "[source](https://x.example/edit/main/procedures/redis.py)" in sections.stamped(redis, "")
+    assert "source]" not in pages.Sections(RUNBOOK, INSTANCES).stamped(redis, "")
 
 
 def test_a_credential_shows_as_its_label():
@@ -119,7 +119,7 @@ def test_a_fence_that_names_no_step_is_told_with_its_line(tmp_path):
     page = tmp_path / "database.md"
     page.write_text("# A\n\ntext\n\n```step database.creat\n```\n")
     with pytest.raises(WrongUse, match=r"database\.md:5: .*'database\.creat'.*database\.create"):
-        pages.page(page, pages.fences(RUNBOOK, INSTANCES, ROOT))
+        pages.page(page, pages.fences(pages.Sections(RUNBOOK, INSTANCES), ROOT))
 
 
 def test_statements_come_from_docstrings_without_an_import(tmp_path):

@@ -40,12 +40,12 @@ def test_each_word_has_its_reason(step, proof, wanted):
 def test_a_changed_page_is_stale_and_an_unchanged_one_is_not():
     text = section(STEP, INSTANCES, "A reason.")
     verified = Verified("2026-01-02", "c" * 40, {}, {STEP.name: Proof(True, 1.0, stamps.digest(STEP, text))})
-    assert "**Tested**" in section(STEP, INSTANCES, "A reason.", verified)
-    assert "**Stale**" in section(STEP, INSTANCES, "Another reason.", verified)
+    assert "**Tested**" in pages.Sections(RUNBOOK, INSTANCES, verified).stamped(STEP, "A reason.")
+    assert "**Stale**" in pages.Sections(RUNBOOK, INSTANCES, verified).stamped(STEP, "Another reason.")
 
 
 def test_without_a_test_run_nothing_is_claimed():
-    assert "Not verified in this build" in section(STEP, INSTANCES, "", pages.NOTHING)
+    assert "Not verified in this build" in pages.Sections(RUNBOOK, INSTANCES).stamped(STEP, "")
 
 
 def test_the_file_is_read_as_it_was_written(tmp_path):
@@ -87,5 +87,5 @@ def test_the_overview_says_stale_where_a_page_has_changed_since():
     text = section(STEP, INSTANCES, pages.body(ROOT / "docs", STEP))
     proof = Proof(True, 1.0, stamps.digest(STEP, text))
     verified = Verified("2026-01-02", "c" * 40, {}, {STEP.name: proof, CHECK.name: Proof(True, 1.0, "as it was")})
-    words = pages.states(RUNBOOK, INSTANCES, ROOT / "docs", verified)
+    words = pages.Sections(RUNBOOK, INSTANCES, verified).states(ROOT / "docs")
     assert (words[STEP.name], words[CHECK.name], words[PERSON.name]) == ("tested with a stand-in", "stale", stamps.UNPROVED)
