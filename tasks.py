@@ -149,6 +149,24 @@ MKDOCS = {"DISABLE_MKDOCS_2_WARNING": "true", "NO_MKDOCS_2_WARNING": "1"}
 """Silences the banners of the theme and its plug-ins."""
 
 
+def site_pages(edit: str = "") -> dict[str, str]:
+    """Return every page of the site, by its file's name; `edit` is where the repository's files can be edited."""
+    from procedures import environment
+    from runbook import pages
+    from runbook.markdown import table
+    from runbook.stamps import Verified
+    from stack import gives
+
+    docs = ROOT / "docs"
+    sections = pages.Sections(RUNBOOK, pages.load(ROOT), Verified.read(ROOT / "verified.json"), edit)
+    fences = pages.fences(sections, ROOT, ns)
+    fences["gives"] = lambda _, __: table(("", "what", "embedded stack", "compose stack"), gives.rows())
+    fences["variables"] = lambda _, __: pages.variable_table(environment.VARIABLES)
+    proved = sections.states(docs)
+    return {path.name: pages.stamped(path, pages.page(path, fences), proved, sections.verified)
+            for path in sorted(docs.glob("*.md"))}
+
+
 def edit_address(environment: Mapping[str, str]) -> str:
     """Return where the repository's files can be edited in a browser, with a slash at the end; "" when nobody knows.
 
@@ -177,13 +195,13 @@ def docs_build(_c: Context) -> None:
     _run([sys.executable, "-m", "mkdocs", "build", "--strict"], MKDOCS | {"RUNBOOK_EDIT": edit_address(os.environ)})
 
 
-@task(name="serve", auto_shortflags=False)
-def docs_serve(_c: Context) -> None:
-    """Serve the site on this machine and renew it when a page or a procedure changes.
+@task(name="serve", auto_shortflags=False, help={"address": "Where to serve it: host and port."})
+def docs_serve(_c: Context, *, address: str = "127.0.0.1:8000") -> None:
+    """Serve the site on this machine and renew what changes; the log says what `docs.build` would refuse.
 
     Example: invoke docs.serve
     """
-    _run([sys.executable, "-m", "mkdocs", "serve", "--strict", "--watch", "procedures", "--watch", "runbook"], MKDOCS)
+    _run([sys.executable, "-m", "mkdocs", "serve", "--no-strict", "--dirty", f"--dev-addr={address}"], MKDOCS)
 
 
 @task(auto_shortflags=False)

@@ -1,31 +1,32 @@
 """The adapter between the site generator and the pages: the only file that knows mkdocs-gen-files."""
 
+import os
 import sys
 from pathlib import Path
 
 import mkdocs_gen_files
 
-# `docs.serve` runs this file again after a change, in the same process: what it imports is then read anew.
-for name in [name for name in sys.modules if name.partition(".")[0] in {"procedures", "runbook", "stack", "tasks"}]:
-    del sys.modules[name]
+ROOT = Path(__file__).parent.parent
+# `docs.serve` runs this file again after a change, in the same process: changed code is then read anew.
+SOURCES = ("procedures", "runbook", "stack", "tasks")
+files = [ROOT / "tasks.py", *(path for name in SOURCES for path in (ROOT / name).rglob("*.py"))]
+newest = max(path.stat().st_mtime for path in files)
+if getattr(sys.modules.get("tasks"), "newest", newest) != newest:
+    for name in [name for name in sys.modules if name.partition(".")[0] in SOURCES]:
+        del sys.modules[name]
 
-from procedures import RUNBOOK, environment
-from runbook import pages
-from runbook.markdown import table
-from runbook.stamps import Verified
-from stack import gives
-from tasks import ns
+import tasks
 
-DOCS = Path(__file__).parent
-ROOT = DOCS.parent
-VERIFIED = Verified.read(ROOT / "verified.json")
-SECTIONS = pages.Sections(RUNBOOK, pages.load(ROOT), VERIFIED, mkdocs_gen_files.config["edit_uri"] or "")
-FENCES = pages.fences(SECTIONS, ROOT, ns)
-FENCES["gives"] = lambda _, __: table(("", "what", "embedded stack", "compose stack"), gives.rows())
-FENCES["variables"] = lambda _, __: pages.variable_table(environment.VARIABLES)
-PROVED = SECTIONS.states(DOCS)
-for path in sorted(DOCS.glob("*.md")):
-    with mkdocs_gen_files.open(path.name, "w") as page:
-        page.write(pages.stamped(path, pages.page(path, FENCES), PROVED, VERIFIED))
+tasks.newest = newest
+KEPT = ROOT / ".pages"
+KEPT.mkdir(exist_ok=True)
+for name, text in tasks.site_pages(mkdocs_gen_files.config["edit_uri"] or "").items():
+    kept = KEPT / name
+    if not kept.exists() or kept.read_text(encoding="utf-8") != text:
+        kept.write_text(text, encoding="utf-8")
+    with mkdocs_gen_files.open(name, "w", encoding="utf-8") as page:
+        page.write(text)
+    # Only what has changed is built again by `docs.serve`, which goes by the time.
+    os.utime(page.name, (kept.stat().st_mtime,) * 2)
 for file in mkdocs_gen_files.FilesEditor.current().files.documentation_pages():
     file.edit_uri = f"docs/{file.src_uri}"  # set_edit_path has no effect without repo_url, which would ask GitHub for stars

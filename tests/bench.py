@@ -39,6 +39,7 @@ from runbook.run import Run, take_back
 from runbook.step import Runbook, step
 from stack import binaries, commands
 from stack.state import State
+from tests.serving import Served, copied, served
 
 IDLE = 20.0
 """Seconds over which the idle stack is watched."""
@@ -306,6 +307,80 @@ def trivial(count: int, instances: Path) -> float:
     return taken
 
 
+def site(folder: Path) -> Iterator[Row]:
+    """The site: built beside Material alone on the same pages, with ten times as many steps, and served while it changes."""
+    one, ten = copied(made(folder / "one")), copied(made(folder / "ten"))
+    multiply(ten, 10)
+    for count, root in ((1, one), (10, ten)):
+        mkdocs(root, root / "mkdocs.yml")
+        pairs = [(mkdocs(root, root / "mkdocs.yml"), mkdocs(root, alone(root))) for _ in range(3 if count == 1 else 1)]
+        ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
+        name = "docs.build" if count == 1 else f"docs.build, {count} times as many steps"
+        yield Row(name, ours, None, "s")
+        yield Row("  ratio to Material alone on the same pages", ours / theirs, 1.2, "x")
+    single, many = (statistics.median(generated(root) for _ in range(3)) for root in (one, ten))
+    yield Row("  pages written for 10 times as many steps, per step", many / single / 10, 1.1, "x")
+    with served(one) as shown:
+        page, procedure = one / "docs" / "eos.md", one / "procedures" / "redis.py"
+        yield Row("docs.serve shows a changed page", shows(shown, page, "# EOS storage", "# EOS storage, changed", "eos.html"), 2, "s")
+        yield Row("docs.serve shows a changed procedure",
+                  shows(shown, procedure, "One pod named after", "One pod, named after", "redis.html"), 2, "s")
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def mkdocs(root: Path, config: Path) -> float:
+    """Build a site from a configuration; not strict, because copied steps are not in the navigation."""
+    return seconds([sys.executable, "-c", "import os, runpy, sys; os.chdir(sys.argv.pop()); runpy.run_module('mkdocs', run_name='__main__')",
+                    "build", "--no-strict", "-f", str(config), "--site-dir", str(root / "built"), str(root)],
+                   PYTHONPATH=str(root), **tasks.MKDOCS)
+
+
+def alone(root: Path) -> Path:
+    """Return a configuration of the same site, of the pages as they were written last, without what writes them."""
+    for name in root.joinpath("docs").glob("extra.*"):
+        (root / ".pages" / name.name).write_bytes(name.read_bytes())
+    text = (root / "mkdocs.yml").read_text().replace("docs_dir: docs", "docs_dir: .pages")
+    config = root / "alone.yml"
+    config.write_text(text.replace("  - gen-files:\n      scripts: [docs/_generate.py]\n", ""))
+    return config
+
+
+def generated(root: Path) -> float:
+    """Return the seconds in which the pages of a folder are written."""
+    run = "import tasks, time; tasks.site_pages(); started = time.perf_counter(); tasks.site_pages(); print(time.perf_counter() - started)"
+    done = subprocess.run([sys.executable, "-c", run], cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True,
+                          check=True)
+    return float(done.stdout)
+
+
+def multiply(root: Path, times: int) -> None:
+    """Copy every procedure and its page, so that the runbook has so many times its steps."""
+    stems = [module.__name__.rpartition(".")[2] for module in RUNBOOK.procedures]
+    copies = [f"{stem}{number}" for number in range(1, times) for stem in stems]
+    for copy in copies:
+        stem = copy.rstrip("0123456789")
+        (root / "procedures" / f"{copy}.py").write_text((root / "procedures" / f"{stem}.py").read_text())
+        (root / "docs" / f"{copy}.md").write_text((root / "docs" / f"{stem}.md").read_text().replace(f"```step {stem}.", f"```step {copy}."))
+    listed = root / "procedures" / "__init__.py"
+    listed.write_text(listed.read_text() + f"\nimport importlib\nRUNBOOK = Runbook((*RUNBOOK.procedures, *(importlib.import_module("
+                      f"f'procedures.{{name}}') for name in {copies!r})), RUNBOOK._symptoms)\n")
+
+
+def shows(site: Served, file: Path, before: str, after: str, page: str) -> float:
+    """Change a file of a site that is being served; return the seconds until the page shows it."""
+    text = file.read_text()
+    if before not in text:
+        raise SystemExit(f"bench: {file.name} does not say {before!r}")
+    started = time.perf_counter()
+    file.write_text(text.replace(before, after, 1))
+    site.wait(page, after.removeprefix("# "))
+    return time.perf_counter() - started
+
+
 def cold(folder: Path) -> Iterator[Row]:
     """Build the control plane by our own chain and by `go build`, each with an empty build cache."""
     go = binaries.find("go").path
@@ -349,6 +424,7 @@ def main() -> None:
             show(engine(folder))
             found, requests = guide(state, folder)
             show(found)
+            show(site(folder))
         finally:
             commands.down(state, wipe=True, progress=quiet)
         if "--cold" in sys.argv:

@@ -5,7 +5,6 @@ A promise that a build without a warning means something has its twin here: a br
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -20,6 +19,7 @@ import tasks
 from procedures import RUNBOOK, environment
 from runbook import pages
 from tasks import MKDOCS, ns
+from tests.serving import copied, served
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -47,9 +47,7 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expanded():
-    fences = pages.fences(pages.Sections(RUNBOOK, pages.load(ROOT)), ROOT, ns)
-    fences["variables"] = lambda _, __: pages.variable_table(environment.VARIABLES)
-    return {path.stem: pages.page(path, fences) for path in DOCS.glob("*.md")}
+    return {Path(name).stem: text for name, text in tasks.site_pages().items()}
 
 
 @STEPS
@@ -211,11 +209,7 @@ def test_a_page_fetches_nothing_from_elsewhere(site):
 @pytest.fixture
 def copy(tmp_path):
     """The site's sources, to be broken."""
-    shutil.copytree(DOCS, tmp_path / "docs")
-    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
-    for name in ("procedures", "runbook", "stack", "instances", "tasks.py"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    return tmp_path
+    return copied(tmp_path)
 
 
 @pytest.mark.parametrize(("broken", "said"), [
@@ -238,6 +232,18 @@ def test_each_fault_of_the_former_guide_is_answered_by_a_step_and_proved_by_a_te
         for name in fault["steps"]:
             RUNBOOK.find(name)
     assert set(pages.proved_faults(ROOT / "tests")) == {fault["number"] for fault in listed}
+
+
+def test_serving_shows_a_changed_page_and_a_changed_procedure_and_keeps_the_rest(tmp_path):
+    with served(copied(tmp_path)) as site:
+        page, procedure = tmp_path / "docs" / "eos.md", tmp_path / "procedures" / "redis.py"
+        page.write_text(page.read_text() + "\nA sentence that was not there.\n")
+        site.wait("eos.html", "A sentence that was not there.")
+        procedure.write_text(procedure.read_text().replace("Add a Redis server", "Bring a Redis server"))
+        site.wait("redis.html", "Bring a Redis server")
+        assert "A sentence that was not there." in site.page("eos.html")
+        index = site.page("search/search_index.json")
+        assert "Bring a Redis server" in index and "A sentence that was not there." in index and "database.html#database.create" in index
 
 
 def test_a_page_outside_the_navigation_fails(copy):
