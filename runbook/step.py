@@ -62,7 +62,7 @@ class Step:
         """The docstring's first line: help text and the page's first sentence."""
         return inspect.cleandoc(self.function.__doc__ or "").partition("\n")[0]
 
-    @property
+    @cached_property
     def options(self) -> dict[str, inspect.Parameter]:
         """The step's own options: its keyword-only parameters."""
         signature = inspect.signature(self.function, eval_str=True)
