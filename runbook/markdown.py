@@ -76,7 +76,7 @@ def _parts(step: Step, instances: Sequence[Instance], plan: Sequence[Action], re
     yield tab("invoke", _by_invoke(step, instances, plan))
     yield tab("oc", _by_hand(step, instances))
     if by_console:
-        yield tab("web console", console.ways(by_console, instances))
+        yield tab("web console", console.ways(by_console, instances, lambda each: options.outline(step, each, Observed())))
 
 
 TARGETS = {"local": "local", "CERN": "cern"}

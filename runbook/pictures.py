@@ -6,12 +6,15 @@ own text: a title and a description for those who do not see it, and links in it
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 from typing import Any
 
+from runbook.errors import WrongUse
 from runbook.instance import Instance
 from runbook.observed import Observed
 from runbook.options import outline
@@ -234,3 +237,78 @@ def chain(title: str, body: str) -> str:
         previous = name.strip()
     text = "; ".join(f"from {upper} to {lower}" for upper, lower in edges)
     return drawn(boxes, edges, title, text + ".")
+
+
+FORM = 320.0
+"""Width of a drawn form: a phone shows it as it is."""
+LINE, INSET = 15.0, 12.0
+LABEL, VALUE = 46, 41
+"""Characters of a label and of a value, which has a fixed width, that fit into one line."""
+
+
+def form(title: str, lines: Sequence[str]) -> str:
+    """Return the picture of a form, filled in; each line of it is one of the below, and `*` marks what must be given.
+
+    `Label: value`, `[x] Label`, `[ ] Label`, `(o) Label`, `( ) Label`, `<Button>`, `# Heading`.
+
+    It is inline all through: Markdown takes no block of HTML inside a tab or a list. Raises WrongUse for another line.
+    """
+    parts, told, y = [_said(title, INSET, 24, "title")], [], 36.0
+    for line in lines:
+        part, words, height = _row(line, y)
+        parts.append(part)
+        told.append(words)
+        y += height
+    height = y + INSET / 2
+    return (f'<svg class="form" viewBox="0 0 {FORM:.0f} {height:.0f}" role="img" xmlns="http://www.w3.org/2000/svg">'
+            f'<title>{_inert(title)}</title><desc>{_inert("; ".join(told) + ".")}</desc>'
+            f'<rect class="sheet" x="0.5" y="0.5" width="{FORM - 1:.0f}" height="{height - 1:.0f}" rx="6"/>{"".join(parts)}</svg>')
+
+
+def _row(line: str, y: float) -> tuple[str, str, float]:
+    """Return a line's drawing from `y` on, the same in words, and its height."""
+    if found := re.fullmatch(r"\[([ x])\] (.+)", line):
+        tick = f'<path class="tick" d="M{INSET + 3:.0f},{y + 9:.0f} l3,3 l5,-6"/>' if found[1] == "x" else ""
+        box = f'<rect class="field" x="{INSET:.0f}" y="{y + 2:.0f}" width="14" height="14" rx="2"/>{tick}'
+        return _choice(found[2], box, "ticked" if tick else "not ticked", y)
+    if found := re.fullmatch(r"\(([ o])\) (.+)", line):
+        dot = f'<circle class="dot" cx="{INSET + 7:.0f}" cy="{y + 9:.0f}" r="3.5"/>' if found[1] == "o" else ""
+        ring = f'<circle class="field" cx="{INSET + 7:.0f}" cy="{y + 9:.0f}" r="7"/>{dot}'
+        return _choice(found[2], ring, "chosen" if dot else "not chosen", y)
+    if found := re.fullmatch(r"<(.+)>", line):
+        wide = len(found[1]) * CHARACTER + 24
+        button = f'<rect class="button" x="{INSET:.0f}" y="{y + 6:.0f}" width="{wide:.0f}" height="26" rx="4"/>'
+        return button + _said(found[1], INSET + 12, y + 23, "pressed"), f"button {found[1]}", 38
+    if found := re.fullmatch(r"# (.+)", line):
+        rule = f'<path class="rule" d="M{INSET:.0f},{y + 2:.0f} H{FORM - INSET:.0f}"/>'
+        return rule + _said(found[1], INSET, y + 20, "heading"), f"below {found[1]}", 32
+    if found := re.fullmatch(r"([^:*]+)(\*?):(?: (.*))?", line):
+        return _field(found[1], found[2], found[3] or "", y)
+    raise WrongUse(f"{line!r} is no line of a form", "write `Label: value`, `[x] Label`, `(o) Label`, `<Button>` or `# Heading`")
+
+
+def _choice(label: str, mark: str, state: str, y: float) -> tuple[str, str, float]:
+    lines = textwrap.wrap(label, LABEL - 4)
+    return mark + _block(lines, INSET + 22, y + 13, "label"), f"{label}: {state}", len(lines) * LINE + 8
+
+
+def _field(label: str, required: str, value: str, y: float) -> tuple[str, str, float]:
+    names = textwrap.wrap(label + required, LABEL)
+    values = textwrap.wrap(value, VALUE, break_on_hyphens=False)
+    top, high = y + len(names) * LINE + 3, max(len(values), 1) * LINE + 8
+    box = f'<rect class="field" x="{INSET:.0f}" y="{top:.0f}" width="{FORM - 2 * INSET:.0f}" height="{high:.0f}" rx="3"/>'
+    words = f"{label}{' (must be given)' if required else ''}: {value or 'empty'}"
+    return _block(names, INSET, y + 11, "label") + box + _block(values, INSET + 7, top + 15, "value"), words, top + high - y + 8
+
+
+def _block(lines: Sequence[str], x: float, y: float, kind: str) -> str:
+    return "".join(_said(line, x, y + number * LINE, kind) for number, line in enumerate(lines))
+
+
+def _said(text: str, x: float, y: float, kind: str) -> str:
+    return f'<text class="{kind}" x="{x:.0f}" y="{y:.0f}">{_inert(text)}</text>'
+
+
+def _inert(text: str) -> str:
+    """Return a text in which nothing means anything, neither to HTML nor to Markdown."""
+    return re.sub(r"[^\w ]|_", lambda found: f"&#{ord(found[0])};", text)

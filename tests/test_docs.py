@@ -17,7 +17,9 @@ from mkdocs.utils.yaml import yaml_load
 
 import tasks
 from procedures import RUNBOOK, environment
-from runbook import pages
+from runbook import console, pages
+from runbook.observed import Observed
+from runbook.options import outline
 from tasks import MKDOCS, ns
 from tests.serving import copied, served
 
@@ -87,6 +89,42 @@ def test_the_command_line_lists_every_step_in_the_runbooks_order():
     for stem in STEMS:
         assert [f"{stem}.{name}" for name in ns.collections[stem].tasks] == [
             step.name for step in RUNBOOK.steps if step.procedure == stem]
+
+
+def console_ways():
+    """Yield each step and its web console way, as it is written."""
+    for path in sorted(DOCS.glob("*.md")):
+        for found in pages.FENCE.finditer(path.read_text()):
+            if found["name"] == "step" and (way := console.split(found["body"])[1]):
+                yield pytest.param(RUNBOOK.find(found["argument"]), way, id=found["argument"])
+
+
+WAYS = pytest.mark.parametrize(("step", "way"), list(console_ways()))
+INSTANCES = pages.load(ROOT)
+
+
+@WAYS
+@pytest.mark.parametrize("instance", INSTANCES, ids=lambda instance: instance.name)
+def test_every_placeholder_of_a_web_console_way_is_filled(step, way, instance):
+    text = console.ways(way, [instance], lambda one: outline(step, one, Observed()))
+    assert not console.PLACEHOLDER.search(text)
+    assert "~~~" not in text
+
+
+def typed(way):
+    """Return the values of an instance that a way repeats, though it could name them."""
+    parts = [vars(part) for one in INSTANCES for part in (one, one.site, one.source, one.database, one.redis, one.sso, one.eos)]
+    values = {value for part in parts for value in part.values() if isinstance(value, str) and len(value) > 7}
+    return {value for value in values if value in way}
+
+
+@WAYS
+def test_a_web_console_way_repeats_no_value_of_an_instance(step, way):
+    assert typed(way) == set()
+
+
+def test_a_repeated_value_would_be_found():
+    assert "certhelper.web.cern.ch" in typed("Open https://certhelper.web.cern.ch/.")
 
 
 COMMAND = re.compile(r"(?:invoke|\./inv) +([a-z][\w-]*(?:\.[\w-]+)?)((?: +--[a-z-]+(?:=[^\s,`\"')]+)?)*)")
@@ -216,6 +254,7 @@ def copy(tmp_path):
     ("\n[gone](no-such-page.md)\n", "no-such-page.md"),
     ("\n[gone](database.md#no.such)\n", "no.such"),
     ("\n```step database.creat\n```\n", "did you mean database.create"),
+    ("\n```step redis.add\n=== web console\n{redis.nam}\n```\n", "{redis.nam} is no setting"),
 ])
 def test_a_broken_page_fails(copy, broken, said):
     with (copy / "docs" / "redis.md").open("a") as page:

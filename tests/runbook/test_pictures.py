@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 
 from procedures import RUNBOOK
 from runbook import pages, pictures
-from runbook.pictures import Box, drawn, layered, placed
+from runbook.errors import WrongUse
+from runbook.pictures import Box, drawn, form, layered, placed
 
 ROOT = Path(__file__).parents[2]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -66,3 +68,40 @@ def test_the_topology_comes_from_the_manifests(edge):
 def test_a_chain_is_told_line_by_line():
     figure = parsed(pictures.chain("A way", "one: first\ntwo\none > three\nthree: last"))
     assert figure.find(f"{SVG}svg/{SVG}desc").text == "from one to two; from one to three."
+
+
+LINES = ["# Part <1>", "Name*: a & b", "Note: ", "Empty:", "[x] Ticked > not", "[ ] Left out", "(o) Chosen", "( ) Other one", "<Go & see>"]
+
+
+def test_a_form_tells_every_field_to_whoever_does_not_see_it():
+    figure = parsed(form("Form <A> & B", LINES))
+    assert figure.get("role") == "img"
+    assert figure.find(f"{SVG}title").text == "Form <A> & B"
+    assert figure.find(f"{SVG}desc").text == (
+        "below Part <1>; Name (must be given): a & b; Note: empty; Empty: empty; Ticked > not: ticked; Left out: not ticked; "
+        "Chosen: chosen; Other one: not chosen; button Go & see.")
+
+
+def test_a_form_shows_every_field_to_whoever_sees_it():
+    figure = parsed(form("Form <A> & B", LINES))
+    assert [text.text for text in figure.iter(f"{SVG}text")] == [
+        "Form <A> & B", "Part <1>", "Name*", "a & b", "Note", "Empty", "Ticked > not", "Left out", "Chosen", "Other one", "Go & see"]
+    assert len(figure.findall(f"{SVG}path[@class='tick']")) == len(figure.findall(f"{SVG}circle[@class='dot']")) == 1
+
+
+@pytest.mark.parametrize("value", ["https://training-certhelper.web.cern.ch/accounts/oidc/cern/login/callback/", "word " * 40, "w" * 200])
+def test_nothing_of_a_form_leaves_it_or_lies_upon_another(value):
+    figure = parsed(form("A form", [f"Value: {value}", f"[x] {value}", f"(o) {value}", "<Go>"]))
+    _, _, width, height = map(float, figure.get("viewBox").split())
+    assert width <= 330
+    texts = [(float(text.get("x")), float(text.get("y")), text.text) for text in figure.iter(f"{SVG}text")]
+    assert all(x + len(text) * pictures.CHARACTER <= width for x, _, text in texts)
+    assert all(low - high >= pictures.LINE for (_, high, _), (_, low, _) in itertools.pairwise(texts))
+    assert texts[-1][1] < height
+    assert "".join(text for _, _, text in texts).replace(" ", "").count(value.replace(" ", "")) == 3
+
+
+@pytest.mark.parametrize("line", ["no sign", "[y] Label", "(x) Label", "<>", ": value", "Label:value"])
+def test_a_line_that_is_none_of_a_form_is_named(line):
+    with pytest.raises(WrongUse, match=re.escape(repr(line))):
+        form("A form", [line])
