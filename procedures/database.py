@@ -56,7 +56,8 @@ def request(instance: Instance, _observed: Observed) -> Plan:
     if instance.at == "local":
         values["port"] = db.port  # At CERN the service chooses it, and you copy it into the instance file.
     yield Ask(
-        deed=f"Request the PostgreSQL instance {db.instance}; the password of {db.administrator} comes by mail.",
+        deed=f"Request the PostgreSQL instance {db.instance} with these values; the password of {db.administrator} comes by mail. "
+             f"The instance's page shows host {db.host} and port {db.port}; if not, write its own into the instance file.",
         where=PORTAL,
         form="databases",
         values=values,
@@ -82,7 +83,8 @@ def access(instance: Instance, _observed: Observed) -> Plan:
     """Let the pods of the project reach the database server, with TLS only."""
     db = instance.database
     yield Ask(
-        deed=f"Add `hostssl all all {db.network} scram-sha-256` to pg_hba.conf in the file editor of {db.instance}.",
+        deed=f"Add `hostssl all all {db.network} scram-sha-256` to pg_hba.conf in the file editor of {db.instance}, "
+             "save it, and reload the configuration.",
         where=f"{PORTAL}pages/instance/{db.instance}",
         form="database-access",
         values={"name": db.instance, "network": db.network},

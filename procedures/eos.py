@@ -61,7 +61,7 @@ def credentials(instance: Instance, observed: Observed) -> Plan:
                   f"take `secret_type` out of [eos], or delete the Secret: `oc delete secret {wanted.secret}`")
     hidden = password(instance, kept)
     yield Ask(
-        deed=f"Give the password of the account {account(instance)}; its owner knows it, or sets another one.",
+        deed=f"Give the password of the account {account(instance)}; its owner knows it, or sets another one there.",
         where=PORTAL,
         form="accounts",
         values={"name": account(instance)},

@@ -23,7 +23,8 @@ def request(instance: Instance, _observed: Observed) -> Plan:
     """Request the web site, which makes the project on OpenShift."""
     site = instance.site
     yield Ask(
-        deed=f"Request the site {instance.project} of type {site.type}.",
+        deed=f"Request the site {instance.project} of type {site.type}: choose to create a site, fill in the form with these "
+             "values, and submit it.",
         where=PORTAL,
         form="projects",
         values={"name": instance.project, "type": site.type, "category": site.category, "owner": site.owner,

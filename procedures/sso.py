@@ -76,7 +76,9 @@ def register(instance: Instance, observed: Observed) -> Plan:
                   "write another `identifier` below [sso] in the instance file")
     client = application(instance)
     yield Ask(
-        deed=f"Register the application {client} for OpenID Connect, with its redirect address and its four roles.",
+        deed=f"Register the application {client}: press *Add an Application* and fill in the form; then, below "
+             "*SSO Registration*, choose OpenID Connect, give the redirect address, and press the green plus behind it; then, "
+             "below *Roles*, add the four.",
         where=PORTAL, form="registrations", values=form(instance),
         until=Accepts(authorization(instance), f"the sign-on knows {client} with the way back {way_back(instance)}",
                       unknown(instance)),
@@ -103,7 +105,7 @@ def secret(instance: Instance, observed: Observed) -> Plan:
     known, hidden = client_id(instance), client_secret(instance)
     yield Require("the pair in the project is this instance's own", *foreign(instance, observed))
     yield Ask(
-        deed=f"Open the registration of {application(instance)} and note Client ID and Client Secret.",
+        deed=f"Open the application {application(instance)}, *SSO Registration*, and note Client ID and Client Secret.",
         where=PORTAL, form="registrations", values=form(instance), until=hidden,
         gives={"client_id": known, "client_secret": hidden},
     )

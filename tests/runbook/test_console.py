@@ -148,4 +148,4 @@ def test_a_wrong_placeholder_on_a_page_is_told_with_file_and_line(tmp_path):
     page = tmp_path / "redis.md"
     page.write_text("# A\n\n```step redis.add\nWhy.\n=== web console\n{redis.nam}\n```\n")
     with pytest.raises(WrongUse, match=r"redis\.md:3: \{redis\.nam\}"):
-        pages.page(page, pages.fences(RUNBOOK, [DEV], ROOT))
+        pages.page(page, pages.fences(pages.Sections(RUNBOOK, [DEV]), ROOT))
