@@ -30,6 +30,7 @@ from tests.compose.fixtures import (  # noqa: F401  those of pytest-docker, with
 )
 from tests.guide import Guide, Site
 from tests.reporting import pytest_runtest_makereport  # noqa: F401  a hook of pytest
+from tests.site import ROOT, build
 from tests.stamping import (  # noqa: F401  hooks of pytest
     pytest_addoption,
     pytest_runtest_logreport,
@@ -94,6 +95,16 @@ def site(guide: Guide) -> Iterator[Site]:
     made("guide.run")
     yield made
     made.remove()
+
+
+@pytest.fixture(scope="session")
+def built_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the site, built without a warning."""
+    folder = tmp_path_factory.mktemp("site")
+    built = build(ROOT, folder)
+    assert built.returncode == 0, built.stdout + built.stderr
+    assert "WARNING" not in built.stdout + built.stderr
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,8 @@
 A promise that a build without a warning means something has its twin here: a broken page that must fail.
 """
 
-import os
 import re
 import subprocess
-import sys
 import tomllib
 from html import unescape
 from html.parser import HTMLParser
@@ -20,31 +18,17 @@ from procedures import RUNBOOK, environment
 from runbook import console, pages
 from runbook.observed import Observed
 from runbook.options import outline
-from tasks import MKDOCS, ns
+from tasks import ns
 from tests.serving import copied, served
+from tests.site import DOCS, EDIT, ROOT, build
 
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
 STEMS = [module.__name__.rpartition(".")[2] for module in RUNBOOK.procedures]
 STEPS = pytest.mark.parametrize("step", RUNBOOK.steps, ids=lambda step: step.name)
 
 
-EDIT = "https://forge.example/some/guide/edit/main/"
-
-
-def build(root, site):
-    """Build the site as `invoke docs.build` does, into a folder of its own."""
-    return subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)], cwd=root,
-                          env=os.environ | MKDOCS | {"RUNBOOK_EDIT": EDIT}, text=True, capture_output=True, timeout=120, check=False)
-
-
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("site")
-    built = build(ROOT, folder)
-    assert built.returncode == 0, built.stdout + built.stderr
-    assert "WARNING" not in built.stdout + built.stderr
-    return folder
+def site(built_site):
+    return built_site
 
 
 @pytest.fixture(scope="module")
