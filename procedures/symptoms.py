@@ -24,7 +24,7 @@ SYMPTOMS = (
     Symptom("`No space left on device`",
             "A disk is full. On your machine: the message names the folder. In a pod: restart it, which empties what it wrote.",
             "df -h"),
-    Symptom("`fields that somebody else manages`",
+    Symptom("`fields that somebody else manages`, or `conflict with …` when something is applied by hand",
             "Somebody set these fields by hand or with `oc`. Look at both values; `--force` takes the fields over.",
             "invoke guide.plan --build={build}"),
     Symptom("`the log-in is not valid any more` or `You must be logged in to the server`",

@@ -113,7 +113,7 @@ def fences(sections: Sections, root: Path, tasks: Any = None) -> dict[str, Fence
         "example": lambda _, __: fence("toml", shown.path.read_text(encoding="utf-8")),
         "differs": lambda _, __: differs(root / "stack"),
         "unconfirmed": lambda _, __: unconfirmed(runbook),
-        "troubleshooting": lambda _, __: troubleshooting(runbook),
+        "troubleshooting": lambda _, __: troubleshooting(runbook, root / "docs"),
         "credentials": lambda _, __: credential_table(runbook, shown),
         "picture": lambda name, body: picture(name, body, runbook, shown),
         "faults": lambda name, __: faults(runbook, root / "docs" / name, root / "tests"),
@@ -226,12 +226,26 @@ def unconfirmed(runbook: Runbook) -> str:
     return table(("step", "not confirmed"), ((link(step), step.unconfirmed) for step in marked))
 
 
-def troubleshooting(runbook: Runbook) -> str:
-    """Return every symptom that the guide knows; `guide.doctor` reads the same."""
+def troubleshooting(runbook: Runbook, docs: Path) -> str:
+    """Return every symptom that the guide knows, a heading each, so that the search finds it by its own words.
+
+    `guide.doctor` reads the same.
+    """
     named = {"build": "dev", "project": "PROJECT", "api": "https://api.paas.okd.cern.ch"}
-    return table(("you see", "why, and what to do", "command", "step"),
-                 ((one.seen, one.cause, f"`{one.command.format(**named)}`", link(one.step) if one.step else "")
-                  for one in runbook.symptoms))
+    parts, above = [], ""
+    for one in runbook.symptoms:
+        part = title(docs / f"{one.step.procedure}.md") if one.step else "Anywhere"
+        if part != above:
+            parts.append(f"### {part}")
+            above = part
+        cure = f"`{one.command.format(**named)}`" + (f", see {link(one.step)}" if one.step else "")
+        parts.append(f"#### {one.seen.rstrip('.')}\n\n{one.cause}\n\n{cure}\n{{ .cure }}")
+    return "\n\n".join(parts)
+
+
+def title(page: Path) -> str:
+    """Return the title of a page."""
+    return page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
 
 
 def picture(name: str, body: str, runbook: Runbook, instance: Instance) -> str:

@@ -1,0 +1,48 @@
+// What the theme does not do: a pasted message that the search understands, ticks that stay, tables for the keyboard.
+
+// Colons, quotes and the like are commands of the search; in a pasted message they are only noise.
+// A word of a longer message is meant as it stands ("^1"), the last one may be still being typed.
+const searchable = (text) => {
+  const words = (text.match(/\w+/g) ?? []).filter((word) => !/^\d{0,2}$|^.$/.test(word));
+  return words.map((word, place) => (words.length > 3 && place < words.length - 1 ? `${word}^1` : word)).join(" ");
+};
+
+const search = document.querySelector("[data-md-component=search-query]");
+const typed = Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, "value");
+Object.defineProperty(search, "value", {
+  get: () => searchable(typed.get.call(search)),
+  set: (text) => typed.set.call(search, text),
+});
+// The theme waits for a key, but a phone pastes without one.
+search.addEventListener("input", () => search.dispatchEvent(new Event("keyup")));
+
+// A tick is kept under its page and its text, so that a new item moves none.
+const remember = (box, item, seen) => {
+  const text = item.textContent.trim();
+  seen[text] = (seen[text] ?? 0) + 1;
+  const key = `tick ${location.pathname} ${seen[text]} ${text}`;
+  box.disabled = false;
+  box.ariaLabel = text;
+  box.checked = localStorage.getItem(key) !== null;
+  box.addEventListener("change", () => (box.checked ? localStorage.setItem(key, "") : localStorage.removeItem(key)));
+};
+
+// What scrolls can be reached with the keyboard, and only that.
+const reachable = new ResizeObserver((entries) => {
+  for (const { target } of entries) {
+    const scrolls = target.scrollWidth > target.clientWidth || target.scrollHeight > target.clientHeight;
+    if (scrolls) target.tabIndex = 0;
+    else target.removeAttribute("tabindex");
+  }
+});
+
+addEventListener("DOMContentLoaded", () => {
+  const seen = {};
+  for (const box of document.querySelectorAll(".task-list-item input")) remember(box, box.closest("li"), seen);
+  for (const box of document.querySelectorAll(".md-typeset__scrollwrap, .md-typeset .highlight")) reachable.observe(box);
+  // A phone shows a row as a small card; each value then says what it is.
+  for (const table of document.querySelectorAll(".md-typeset table")) {
+    const names = [...table.querySelectorAll("th")].map((head) => head.textContent);
+    for (const row of table.tBodies[0].rows) [...row.cells].forEach((cell, place) => (cell.dataset.name = names[place]));
+  }
+});
