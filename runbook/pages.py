@@ -106,6 +106,8 @@ def fences(sections: Sections, root: Path, tasks: Any = None) -> dict[str, Fence
         "overview": lambda _, __: overview(runbook, sections.states(root / "docs"), verified),
         "reference": lambda _, __: reference(runbook, shown),
         "tasks": lambda name, __: task_table(tasks, name),
+        "commands": lambda _, body: command_table(tasks, body, shown),
+        "order": lambda _, __: ", ".join(link(step) + (" (you)" if step.person else "") for step in runbook.standing),
         "exitcodes": lambda _, __: table(("code", "meaning"), ((f"`{c}`", text) for c, text in EXIT_CODES.items())),
         "options": lambda _, __: table(("option", "meaning", "which steps"), (
             (f"`{o.written}`", o.meaning, "every step" if o.every else "where it applies") for o in OPTIONS)),
@@ -113,7 +115,7 @@ def fences(sections: Sections, root: Path, tasks: Any = None) -> dict[str, Fence
         "example": lambda _, __: fence("toml", shown.path.read_text(encoding="utf-8")),
         "differs": lambda _, __: differs(root / "stack"),
         "unconfirmed": lambda _, __: unconfirmed(runbook),
-        "troubleshooting": lambda _, __: troubleshooting(runbook, root / "docs"),
+        "troubleshooting": lambda _, __: troubleshooting(runbook, shown, root / "docs"),
         "credentials": lambda _, __: credential_table(runbook, shown),
         "picture": lambda name, body: picture(name, body, runbook, shown),
         "faults": lambda name, __: faults(runbook, root / "docs" / name, root / "tests"),
@@ -167,6 +169,19 @@ def task_table(collection: Any, prefix: str) -> str:
         given = (f"`--{a.name.replace('_', '-')}`" + (f" {a.help}" if a.help else "") for a in task.get_arguments())
         rows.append((f"`invoke {stem}{name}`", (inspect.getdoc(task) or "").partition("\n")[0], "<br>".join(given)))
     return table(("command", "what it does", "options"), rows)
+
+
+def command_table(collection: Any, body: str, instance: Instance) -> str:
+    """Return the commands that a fence's body names, one a line with its options, and what each does."""
+    rows = []
+    for line in body.splitlines():
+        name, *given = line.split()
+        task = collection[name]
+        known = {f"--{a.name.replace('_', '-')}": a for a in task.get_arguments()}
+        build = [f"--build={instance.name}"] if "--build" in known else []
+        does = [(inspect.getdoc(task) or "").partition("\n")[0], *(known[option.partition("=")[0]].help for option in given)]
+        rows.append((f"`{' '.join(['invoke', name, *build, *given])}`", " ".join(filter(None, does))))
+    return table(("command", "what it does"), rows)
 
 
 def settings(form: type, prefix: str = "") -> str:
@@ -226,20 +241,20 @@ def unconfirmed(runbook: Runbook) -> str:
     return table(("step", "not confirmed"), ((link(step), step.unconfirmed) for step in marked))
 
 
-def troubleshooting(runbook: Runbook, docs: Path) -> str:
+def troubleshooting(runbook: Runbook, instance: Instance, docs: Path) -> str:
     """Return every symptom that the guide knows, a heading each, so that the search finds it by its own words.
 
     `guide.doctor` reads the same.
     """
-    named = {"build": "dev", "project": "PROJECT", "api": "https://api.paas.okd.cern.ch"}
+    named = {"build": instance.name, "project": instance.project, "api": instance.api}
     parts, above = [], ""
     for one in runbook.symptoms:
         part = title(docs / f"{one.step.procedure}.md") if one.step else "Anywhere"
         if part != above:
             parts.append(f"### {part}")
             above = part
-        cure = f"`{one.command.format(**named)}`" + (f", see {link(one.step)}" if one.step else "")
-        parts.append(f"#### {one.seen.rstrip('.')}\n\n{one.cause}\n\n{cure}\n{{ .cure }}")
+        parts += [f"#### {one.seen.rstrip('.')}", one.cause, fence("sh", one.command.format(**named))]
+        parts += [f"See {link(one.step)}."] if one.step else []
     return "\n\n".join(parts)
 
 

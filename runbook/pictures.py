@@ -55,8 +55,10 @@ def drawn(boxes: Sequence[Box], edges: Edges, title: str, description: str) -> s
     height = len(layers) * LAYER - (LAYER - HEIGHT) + 2 * MARGIN
     name = "picture-" + "".join(c if c.isalnum() else "-" for c in title.lower())
     size = f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}"'
+    # An image has no links inside; a group has.
+    role = "group" if any(box.link for box in boxes) else "img"
     parts = [f'<figure class="picture" tabindex="0"><svg {size} '
-             f'role="img" aria-labelledby="{name}-title {name}-text" xmlns="http://www.w3.org/2000/svg">',
+             f'role="{role}" aria-labelledby="{name}-title {name}-text" xmlns="http://www.w3.org/2000/svg">',
              f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-text">{escape(description)}</desc>',
              *(_line(points) for points in _routes(layers, places, edges)),
              *(_drawn_box(known[name], *places[name]) for layer in layers for name in layer if name in known)]
