@@ -37,6 +37,11 @@ const reachable = new ResizeObserver((entries) => {
 });
 
 addEventListener("DOMContentLoaded", () => {
+  // The theme opens its menu and its search on a phone by labels, which the Tab key passes by.
+  for (const [name, says] of Object.entries({ __drawer: "Menu", __search: "Search" })) {
+    const button = document.querySelector(`.md-header__button[for=${name}]`);
+    Object.assign(button, { tabIndex: 0, role: "button", ariaLabel: says });
+  }
   const seen = {};
   for (const box of document.querySelectorAll(".task-list-item input")) remember(box, box.closest("li"), seen);
   for (const box of document.querySelectorAll(".md-typeset__scrollwrap, .md-typeset .highlight")) reachable.observe(box);

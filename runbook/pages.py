@@ -5,6 +5,7 @@ Any site generator can use it; `docs/_generate.py` is the one place that knows w
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import re
@@ -166,9 +167,16 @@ def task_table(collection: Any, prefix: str) -> str:
     stem = "" if prefix == "-" else f"{prefix}."
     rows = []
     for name, task in found.tasks.items():
-        given = (f"`--{a.name.replace('_', '-')}`" + (f" {a.help}" if a.help else "") for a in task.get_arguments())
+        given = (f"`--{a.name.replace('_', '-')}`" + (f" {a.help}" if a.help else "") for a in _arguments(task))
         rows.append((f"`invoke {stem}{name}`", (inspect.getdoc(task) or "").partition("\n")[0], "<br>".join(given)))
     return table(("command", "what it does", "options"), rows)
+
+
+def _arguments(task: Any) -> list[Any]:
+    """Return a task's arguments, from a copy: invoke takes the help out of the task that it asks."""
+    asked = copy.copy(task)
+    asked.help = dict(task.help)
+    return list(asked.get_arguments())
 
 
 def command_table(collection: Any, body: str, instance: Instance) -> str:
@@ -177,7 +185,7 @@ def command_table(collection: Any, body: str, instance: Instance) -> str:
     for line in body.splitlines():
         name, *given = line.split()
         task = collection[name]
-        known = {f"--{a.name.replace('_', '-')}": a for a in task.get_arguments()}
+        known = {f"--{a.name.replace('_', '-')}": a for a in _arguments(task)}
         build = [f"--build={instance.name}"] if "--build" in known else []
         does = [(inspect.getdoc(task) or "").partition("\n")[0], *(known[option.partition("=")[0]].help for option in given)]
         rows.append((f"`{' '.join(['invoke', name, *build, *given])}`", " ".join(filter(None, does))))
