@@ -215,7 +215,6 @@ STREAMS: dict[str, tuple[str, dict[str, str]]] = {
         "1.22-ubi8": f"{UBI}/ubi8/nginx-122:latest", "1.22-ubi9": f"{UBI}/ubi9/nginx-122:latest",
         "1.24-ubi8": f"{UBI}/ubi8/nginx-124:latest", "1.24-ubi9": f"{UBI}/ubi9/nginx-124:latest",
         "1.26-ubi9": f"{UBI}/ubi9/nginx-126:latest", "latest": "1.26-ubi9"}),
-    "cli": ("OpenShift client (oc)", {"latest": "quay.io/openshift/origin-cli:latest"}),
 }
 """The image streams: display name, and for each tag an image or another tag of the stream."""
 
@@ -230,7 +229,7 @@ def stream(name: str) -> Schema:
             "name": tag, "referencePolicy": {"type": "Local"},
             "annotations": {"openshift.io/display-name": f"{title} {version if tag != 'latest' else '(Latest)'}",
                             "openshift.io/provider-display-name": "Red Hat, Inc.",
-                            "tags": name if name in ("redis", "cli") else f"builder,{name}",
+                            "tags": name if name == "redis" else f"builder,{name}",
                             **({"version": version} if tag != "latest" else {})},
             "from": {"kind": "ImageStreamTag" if source in sources else "DockerImage", "name": source}})
     return {"apiVersion": "image.openshift.io/v1", "kind": "ImageStream",

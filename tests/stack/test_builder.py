@@ -491,8 +491,8 @@ def test_a_cancelled_build_ends_at_once(project: Project, git: GitServer) -> Non
     running, queued = project.start("app"), project.start("app")
     wait_until(lambda: marker in subprocess.run(["ps", "ax"], capture_output=True, text=True, check=True).stdout, marker, 20)
     for build in (queued, running):
-        project.stack.api.patch("Build", build["metadata"]["name"], {"status": {"cancelled": True}}, project.namespace,
-                                subresource="status")
+        project.member.patch("Build", build["metadata"]["name"], {"status": {"cancelled": True}}, project.namespace,
+                             subresource="status")
     for build in (queued, running):
         status = project.ended(build, 10)["status"]
         assert (status["phase"], status["reason"]) == ("Cancelled", "CancelledBuild")

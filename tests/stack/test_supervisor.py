@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -57,16 +59,50 @@ def test_two_stacks_run_side_by_side(stack, second):
                    "every part to be ready", 5)
 
 
+def family(top: int) -> list[int]:
+    """Return a process and all below it."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it ended
+            continue
+        children.setdefault(parent, []).append(int(path.parent.name))
+    found = [top]
+    for pid in found:
+        found += children.get(pid, [])
+    return found
+
+
+def listening(pids: list[int]) -> set[tuple[str, int]]:
+    """Return the addresses and ports of the host's own network on which processes take connections or datagrams."""
+    sockets = set()
+    for link in (link for pid in pids for link in Path("/proc", str(pid)).glob("fd/*")):
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            sockets.add(link.readlink().name)
+    found = set()
+    for table, state in (("tcp", "0A"), ("tcp6", "0A"), ("udp", "07"), ("udp6", "07")):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == state and f"socket:[{fields[9]}]" in sockets:
+                address, port = fields[1].split(":")
+                found.add((address, int(port, 16)))
+    return found
+
+
+LOOPBACK = "0100007F"
+
+
 def test_everything_listens_on_loopback_only(second):
-    ports = {second.ports.api, second.ports.http, second.ports.https, *second.ports.databases}
-    seen = {}
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for line in Path(table).read_text().splitlines()[1:]:
-            local, state = line.split()[1], line.split()[3]
-            address, port = local.split(":")
-            if state == "0A" and int(port, 16) in ports:
-                seen[int(port, 16)] = address
-    assert seen == dict.fromkeys(ports, "0100007F")
+    """Whatever process of the stack holds it: no other socket of theirs is in the host's network."""
+    ports = second.ports
+    named = {ports.api, ports.http, ports.https, ports.outside, *ports.databases}
+    assert listening(family(int(second.path("run", "outer.pid").read_text()))) == {(LOOPBACK, port) for port in named}
+
+
+def test_a_socket_that_listens_to_everybody_would_be_seen():
+    with socket.create_server(("0.0.0.0", 0)) as opened:
+        assert ("00000000", opened.getsockname()[1]) in listening([os.getpid()])
 
 
 def test_files_are_the_owners_only(second):
