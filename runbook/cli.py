@@ -328,9 +328,11 @@ def opened(given: Mapping[str, Any], command: str, folder: Path, local: Local, r
         header(f"{name} · {server} · project {instance.project} · instance {instance.name}")
         try:
             yield connections
-        except errors.Unreachable as error:
-            if why := target.ailing():
-                raise _with_notes(errors.Unreachable(f"{why} ({error.found})", error.cure), error) from error
+        except GuideError as error:
+            # An ill stack is the cause of whatever fails on it, and the failed step's own cure would mislead.
+            if error.code == errors.FAILED and (why := target.ailing()):
+                raise _with_notes(errors.Unreachable(f"{why} ({error.found})", "then run the same command again: it goes on where "
+                                                     "this one stopped"), error) from error
             raise
     finally:
         connections.close()

@@ -24,7 +24,8 @@ HOPELESS = 6
 """Failed starts of one part after which `up` no longer waits for it."""
 START = 240.0
 """Seconds that a start may take, programs in place, before it is given up."""
-
+FULL = 16
+"""Free megabytes below which a disk counts as full: a database or an image no longer fits."""
 
 KINDS = ("embedded", "compose")
 """Kinds of stacks: all of it on this machine, or PostgreSQL, Redis and MicroShift in containers (`stack/compose`)."""
@@ -52,7 +53,7 @@ def up(state: State, progress: binaries.Progress = print, kind: str = "") -> dic
             raise StackError(f"the stack ended while it started: {_last_lines(state, 'supervisor')}")
         _report(state, seen, progress)
         if time.monotonic() > deadline or _hopeless(state):
-            launch.check_room(state, 16)
+            launch.check_room(state, FULL)
             raise StackError(_not_ready(state, time.monotonic() - begun))
         time.sleep(0.03)
     _report(state, seen, progress)
@@ -83,7 +84,7 @@ def connection(state: State) -> dict[str, Any]:
 
 def ailing(state: State) -> str:
     """Return what is wrong with a stack that does not answer: a full disk, a part that is not ready; "" when nothing is."""
-    if shutil.disk_usage(state.root).free < 1 << 20:
+    if shutil.disk_usage(state.root).free >> 20 < FULL:
         return f"No space left on device: the disk of the state folder {state.root} is full; make room there"
     if not launch.running(state):
         return "the local stack has stopped; the next command starts it again"

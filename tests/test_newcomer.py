@@ -209,13 +209,37 @@ def test_wiped_it_leaves_no_process_and_no_file_of_its_state(deployed: tuple[New
     assert left <= {"certhelper-guide-journal.jsonl"}, "what was done stays written down, for people"
 
 
-def test_a_disk_that_fills_up_is_one_sentence(deployed: tuple[Newcomer, str]) -> None:
-    """The state folder on a disk that has room for the start of the stack and not for all of it."""
-    newcomer, _ = deployed
+def on_a_disk(newcomer: Newcomer, megabytes: int, script: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a script of the newcomer whose state folder lies on a disk of its own, `$DISK`, of that size."""
     small = newcomer.folder / "small"
-    small.mkdir()
-    mount = f"mount -t tmpfs -o size=40m,uid={NOBODY},gid={NOBODY},mode=700 none {small} && exec \"$@\""
-    script = './inv guide.run --build=dev; code=$?; ./inv stack.down >&2; exit $code'
-    done = newcomer.run("sh", "-c", script, prefix=("unshare", "-m", "sh", "-c", mount, "sh"), code=1, RUNBOOK_STATE=str(small))
+    small.mkdir(exist_ok=True)
+    mount = f"mount -t tmpfs -o size={megabytes}m,uid={NOBODY},gid={NOBODY},mode=700 none {small} && exec \"$@\""
+    return newcomer.run("sh", "-c", f"{script}\ncode=$?\n./inv stack.down >/dev/null\nexit $code", code=code,
+                        prefix=("unshare", "-m", "sh", "-c", mount, "sh"), DISK=str(small), RUNBOOK_STATE=f"{small}/state")
+
+
+def test_a_disk_that_is_too_small_is_one_sentence_before_anything_starts(deployed: tuple[Newcomer, str]) -> None:
+    newcomer, _ = deployed
+    done = on_a_disk(newcomer, 40, './inv guide.run --build=dev; code=$?; test ! -e "$RUNBOOK_STATE/etcd" || exit 9; (exit $code)', 1)
     assert "No space left on device" in done.stderr
-    assert len([line for line in done.stderr.splitlines() if line and not line.startswith("stack:")]) == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+FILLED = """
+./inv stack.up >/dev/null || exit 9
+cat /dev/zero > "$DISK/fill" 2>/dev/null
+./inv guide.run --build=dev >/dev/null 2> "$HOME/full"; echo "full $?"
+rm "$DISK/fill"
+./inv guide.run --build=dev --to=app.create >/dev/null; echo "roomy $?"
+"""
+
+
+def test_a_disk_that_fills_up_in_the_middle_is_one_sentence_and_the_run_goes_on(deployed: tuple[Newcomer, str]) -> None:
+    """The stack runs and its disk is filled: the run names the disk, and goes on where it stopped once there is room."""
+    newcomer, _ = deployed
+    done = on_a_disk(newcomer, 500, FILLED)
+    assert done.stdout.splitlines()[:2] == ["full 1", "roomy 0"], done.stdout + done.stderr
+    said = (newcomer.folder / "home/full").read_text()
+    first, *rest = said.strip().splitlines()
+    assert first.startswith("error: ") and f"the disk of the state folder {newcomer.folder}/small/state is full" in first
+    assert [line.strip().partition(" ")[0] for line in rest] == ["next:"], said
