@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ import sys
 import tempfile
 import threading
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,13 @@ import psycopg2
 from runbook.clients.web import Web
 from runbook.instance import Instance, load
 from stack import binaries, commands, postgres
+from stack.api import Manifest
 
 ROOT = Path(__file__).parent.parent
+KINDS = ("Secret", "ConfigMap", "Service", "Deployment", "ReplicaSet", "Pod", "PersistentVolumeClaim", "ServiceAccount", "Role",
+         "RoleBinding", "CronJob", "Job", "BuildConfig", "Build", "ImageStream", "Route", "OidcReturnURI", "Lease", "ResourceQuota",
+         "LimitRange")
+"""The kinds of what a project can hold."""
 
 
 @dataclass
@@ -94,19 +100,33 @@ class Guide:
         finally:
             connection.close()
 
+    def seen(self, build: str, of: Callable[[Manifest], Any] = lambda found: found["metadata"]["resourceVersion"]) -> dict[str, Any]:
+        """Return all that an instance is made of; `of` says what is told of each object: its version shows every write."""
+        instance, api = self.instance(build), self.stack.api
+        found = [(kind, item) for kind in KINDS for item in api.list(kind, instance.project)]
+        found += [("PersistentVolume", item) for item in api.list("PersistentVolume")
+                  if item["spec"].get("claimRef", {}).get("namespace") == instance.project]
+        token = {"Authorization": f"Bearer {self.stack.state.tokens.member}"}
+        return {"objects": {f"{kind} {item['metadata']['name']}": of(item) for kind, item in found},
+                "project": of(api.get("Namespace", instance.project)),
+                "registration": self.web().request("GET", f"{self.facts['portal']}/registrations/{instance.sso.identifier}", headers=token),
+                "roles": self.sql(build, "SELECT rolname, rolconfig::text, rolcanlogin FROM pg_roles ORDER BY 1"),
+                "members": self.sql(build, "SELECT roleid::regrole::text, member::regrole::text FROM pg_auth_members ORDER BY 1, 2"),
+                "databases": self.sql(build, "SELECT datname, pg_get_userbyid(datdba) FROM pg_database ORDER BY 1")}
+
     def snapshot(self, build: str) -> dict[str, Any]:
-        """Return what there is: the project's objects, the server's roles and databases, the files of volumes and EOS."""
-        project = self.instance(build).project
-        kinds = ("Secret", "ConfigMap", "Service", "Deployment", "ReplicaSet", "Pod", "PersistentVolumeClaim", "ServiceAccount",
-                 "Role", "RoleBinding", "CronJob", "Job", "BuildConfig", "Build", "ImageStream", "Route")
-        objects = {kind: sorted(item["metadata"]["name"] for item in self.stack.api.list(kind, project)
-                                if item["metadata"]["name"] not in {"kube-root-ca.crt", "default"})  # the controllers' own
-                   for kind in kinds}
-        files = sorted(str(p.relative_to(self.stack.state.root)) for folder in (self.stack.state.volumes, self.stack.state.eos)
-                       if folder.exists() for p in folder.rglob("*"))
-        return {"objects": objects, "files": files,
-                "roles": self.sql(build, "SELECT rolname FROM pg_roles ORDER BY 1"),
-                "databases": self.sql(build, "SELECT datname FROM pg_database ORDER BY 1")}
+        """Return what an instance is made of by what it says, and the files of volumes and EOS by their contents."""
+        state = self.stack.state
+        files = {str(path.relative_to(state.root)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+                 for folder in (state.volumes, state.eos) for path in folder.rglob("*")}
+        return self.seen(build, said) | {"files": files}
+
+
+def said(found: Manifest) -> Manifest:
+    """Return what an object says, without what the server adds at each writing and without its status."""
+    added = ("resourceVersion", "uid", "creationTimestamp", "generation", "managedFields")
+    meta = {key: value for key, value in found["metadata"].items() if key not in added}
+    return {key: value for key, value in found.items() if key not in ("metadata", "status")} | {"metadata": meta}
 
 
 @dataclass

@@ -16,8 +16,6 @@ from tests.guide import Guide
 
 ROOT = Path(__file__).parent.parent
 BUILDS = ("dev", "training", "production")
-KINDS = ("Secret", "ConfigMap", "Service", "Deployment", "ReplicaSet", "Pod", "PersistentVolumeClaim", "ServiceAccount", "Role",
-         "RoleBinding", "CronJob", "Job", "BuildConfig", "Build", "ImageStream", "Route", "OidcReturnURI", "Lease")
 
 
 @pytest.fixture(scope="module")
@@ -35,26 +33,12 @@ def run(guide: Guide, build: str, *words: str, code: int = 0) -> str:
     return str(done.stdout)
 
 
-def seen(guide: Guide, build: str) -> dict[str, Any]:
-    """Return all that an instance is made of, each object with its resourceVersion: a write that changed nothing shows too."""
-    instance = guide.instance(build)
-    objects = {f"{kind} {item['metadata']['name']}": item["metadata"]["resourceVersion"]
-               for kind in KINDS for item in guide.stack.api.list(kind, instance.project)}
-    token = {"Authorization": f"Bearer {guide.stack.state.tokens.member}"}
-    registration = guide.web().request("GET", f"{guide.facts['portal']}/registrations/{instance.sso.identifier}", headers=token)
-    return {"objects": objects, "project": guide.stack.api.get("Namespace", instance.project)["metadata"]["resourceVersion"],
-            "registration": registration,
-            "roles": guide.sql(build, "SELECT rolname, rolconfig::text, rolcanlogin FROM pg_roles ORDER BY 1"),
-            "members": guide.sql(build, "SELECT roleid, member FROM pg_auth_members ORDER BY 1, 2"),
-            "databases": guide.sql(build, "SELECT datname, datdba FROM pg_database ORDER BY 1")}
-
-
 def settled(guide: Guide, build: str) -> dict[str, Any]:
     """Return what an instance is made of once its own roll-out has ended and nothing moves any more."""
     last: list[dict[str, Any]] = []
 
     def still() -> bool:
-        last.append(seen(guide, build))
+        last.append(guide.seen(build))
         going = [pod for pod in guide.stack.api.list("Pod", guide.instance(build).project) if "deletionTimestamp" in pod["metadata"]]
         return not going and len(last) > 1 and last[-1] == last[-2]
 
@@ -92,7 +76,7 @@ def test_a_step_taken_back_or_renewed_and_a_whole_run_touch_no_other(three: Guid
     place = three.audit_end()
     run(three, build, *words)
     run(three, build, "guide.run")
-    assert {other: seen(three, other) for other in others(build)} == before
+    assert {other: three.seen(other) for other in others(build)} == before
     written = three.writes(place)
     assert written
     project = three.instance(build).project
@@ -121,14 +105,35 @@ def test_everything_of_one_taken_back_leaves_the_others_running(three: Guide) ->
     before = {other: settled(three, other) for other in others("training")}
     assert len(RUNBOOK.standing) > 5
     run(three, "training", "guide.undo", "--data")
-    assert {other: seen(three, other) for other in others("training")} == before
+    assert {other: three.seen(other) for other in others("training")} == before
     for other in others("training"):
         assert three.web().request("GET", f"{three.instance(other).url}/")[0] == 200
 
 
-def test_a_write_to_another_instance_would_be_seen(three: Guide) -> None:
-    before = settled(three, "dev")
+@pytest.mark.parametrize(("kind", "name"), [("Service", "redis"), ("ResourceQuota", "default")])
+def test_a_write_to_another_instance_would_be_seen(three: Guide, kind: str, name: str) -> None:
+    before, contents = settled(three, "dev"), three.snapshot("dev")
     project = three.instance("dev").project
-    three.stack.member.patch("Service", "redis", {"metadata": {"annotations": {"seen": "yes"}}}, project)
-    assert seen(three, "dev") != before
-    three.stack.member.patch("Service", "redis", {"metadata": {"annotations": {"seen": None}}}, project)
+    three.stack.api.patch(kind, name, {"metadata": {"annotations": {"seen": "yes"}}}, project)
+    assert three.seen("dev") != before
+    assert three.snapshot("dev") != contents
+    three.stack.api.patch(kind, name, {"metadata": {"annotations": {"seen": None}}}, project)
+    assert three.snapshot("dev") == contents, "the same words are the same, whoever wrote them and when"
+
+
+def test_a_membership_that_somebody_else_gives_would_be_seen(three: Guide) -> None:
+    before, db = settled(three, "dev"), three.instance("dev").database
+    three.sql("dev", "CREATE ROLE passing")
+    three.sql("dev", f'GRANT passing TO "{db.role}"')
+    assert ("passing", db.role) in three.seen("dev")["members"]
+    three.sql("dev", "DROP ROLE passing")
+    assert three.seen("dev") == before
+
+
+def test_a_file_of_eos_that_changed_would_be_seen(three: Guide) -> None:
+    before, file = three.snapshot("dev")["files"], three.stack.state.eos / "project/t/tkdqmdoc/welcome.txt"
+    kept = file.read_text()
+    file.write_text(kept.swapcase())
+    assert three.snapshot("dev")["files"] != before
+    file.write_text(kept)
+    assert three.snapshot("dev")["files"] == before
