@@ -16,13 +16,9 @@ Object.defineProperty(search, "value", {
 // The theme waits for a key, but a phone pastes without one.
 search.addEventListener("input", () => search.dispatchEvent(new Event("keyup")));
 
-// A tick is kept under its page and its text, so that a new item moves none.
-const remember = (box, item, seen) => {
-  const text = item.textContent.trim();
-  seen[text] = (seen[text] ?? 0) + 1;
-  const key = `tick ${location.pathname} ${seen[text]} ${text}`;
-  box.disabled = false;
-  box.ariaLabel = text;
+// A tick stays in this browser, under the name that its box has.
+const remember = (box) => {
+  const key = `tick ${box.dataset.tick}`;
   box.checked = localStorage.getItem(key) !== null;
   box.addEventListener("change", () => (box.checked ? localStorage.setItem(key, "") : localStorage.removeItem(key)));
 };
@@ -42,8 +38,7 @@ addEventListener("DOMContentLoaded", () => {
     const button = document.querySelector(`.md-header__button[for=${name}]`);
     Object.assign(button, { tabIndex: 0, role: "button", ariaLabel: says });
   }
-  const seen = {};
-  for (const box of document.querySelectorAll(".task-list-item input")) remember(box, box.closest("li"), seen);
+  document.querySelectorAll("[data-tick]").forEach(remember);
   for (const box of document.querySelectorAll(".md-typeset__scrollwrap, .md-typeset .highlight")) reachable.observe(box);
   // A phone shows a row as a small card; each value then says what it is.
   for (const table of document.querySelectorAll(".md-typeset table")) {

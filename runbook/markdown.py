@@ -328,8 +328,8 @@ def _(action: Require) -> str:
 def _person(step: Step, instances: Sequence[Instance]) -> str:
     """Say that at CERN only a person can do it, and list what to do with each instance's values, to be ticked off."""
     return "\n\n".join([
-        "The command prints what to click and what to fill in, waits, and sees for itself when it is done.",
-        "Without a terminal it ends with exit code 75 and the line that resumes.",
+        "The command prints what to click and what to fill in, waits, and sees for itself when it is done. "
+        "Without a terminal it ends with exit code 75 and the line that resumes. "
         "On the local stack a stand-in plays you: the tests prove the waiting and the seeing, not CERN's form.",
         tabs({each.name: _deeds(step, each) for each in instances})])
 
@@ -343,7 +343,8 @@ def _deeds(step: Step, instance: Instance) -> str:
 
 def _asked(action: Ask) -> Iterator[str]:
     yield f"At <{action.where}>: {action.deed}"
-    yield from (f"{name}: `{shell.shown(value)}`" for name, value in action.values.items() if value not in ("", []))
+    if not action.gives:  # there is nothing to fill in where a value is only read off
+        yield from (f"{name}: `{shell.shown(value)}`" for name, value in action.values.items() if value not in ("", []))
     yield from (f"Note the {credential.label}." for credential in action.gives.values())
 
 

@@ -5,9 +5,8 @@ the main pages go into `screenshots/`, for a person to look at.
 """
 
 import re
-from collections import defaultdict
 from dataclasses import dataclass, field
-from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
 from axe_playwright_python.base import AXE_SCRIPT
@@ -18,7 +17,7 @@ from procedures import RUNBOOK, environment
 from runbook import pages, shell
 from runbook.markdown import command
 from tasks import ns
-from tests.site import DOCS, ROOT, copied, served
+from tests.site import DOCS, ROOT, published
 
 STEMS = sorted(path.stem for path in DOCS.glob("*.md"))
 MAIN = ["index", "database", "troubleshooting", "cheatsheet", "differs"]
@@ -31,7 +30,7 @@ A4 = {"width": 703, "height": 1032}
 
 @pytest.fixture(scope="module")
 def address(built_site):
-    with served(built_site) as found:
+    with published(built_site) as found:
         yield found
 
 
@@ -131,7 +130,7 @@ def broken(address, visits):
     """Return the links of pages that lead nowhere within the site."""
     known = {f"{address}/{stem}.html": set(visit.names) for stem, visit in visits.items()}
     return [(stem, link) for stem, visit in visits.items() for link in visit.links if link.startswith(address)
-            for target, _, name in [urldefrag(link)[0:1] + ("",) + urldefrag(link)[1:]]
+            for target, _, name in [(urldefrag(link)[0], "", urldefrag(link)[1])]
             if target.removesuffix("/.") not in known or (name and unquote(name) not in known[target])]
 
 
@@ -157,7 +156,7 @@ BROKEN = """<!doctype html><html lang="en"><title>x</title><body><div style="wid
 
 def test_a_broken_page_would_be_found(tmp_path, page):
     (tmp_path / "broken.html").write_text(BROKEN)
-    with served(tmp_path) as address:
+    with published(tmp_path) as address:
         found = visit(page, f"{address}/broken.html")
         assert found.too_wide > 0
         assert foreign(address, found) == ["http://elsewhere.invalid/x.png"]
@@ -211,7 +210,7 @@ KINDS = {
     "tab": ".tabbed-set > input",
     "copy": ".md-code__nav button",
     "folded": "details > summary",
-    "tick": ".task-list-item input",
+    "tick": "[data-tick]",
     "picture": "figure.picture",
     "link": "article p a",
 }
@@ -350,10 +349,10 @@ def test_a_prompt_in_a_block_would_be_copied_and_found(page, address, expanded):
 
 def test_a_tick_stays(page, address):
     page.goto(f"{address}/database.html")
-    ticks = page.locator(".task-list-item input")
+    ticks = page.locator("[data-tick]")
     assert ticks.count() > 1
     assert not any(tick.is_checked() for tick in ticks.all())
-    first = page.locator(".task-list-item input:visible").first
+    first = page.locator("[data-tick]:visible").first
     first.focus()
     page.keyboard.press("Space")
     page.goto(f"{address}/redis.html")
