@@ -52,10 +52,11 @@ PULLER = "system:image-puller"
     wanted=lambda instance: bool(promoted_from(instance)),
     see="The site answers over HTTPS, from the same image digest that the other instance runs.",
     otherwise=(
-        ("`ErrImagePull` with `unauthorized` or `authentication required`.",
+        ("`ErrImagePull` with `unauthorized: authentication required` or `requested access to the resource is denied`.",
          "The pods may not pull from the other project: run the step again, it makes the RoleBinding there."),
         ("`cannot get resource` for the other project.",
          "You need the role `admin` in both projects: ask the owner of the other one."),
+        ("`it builds its own`", "This instance promotes nothing: `image` below [deploy] decides."),
         ("`runs no image`", "Deploy the other instance first: `deploy.build` with its name."),
     ),
     unconfirmed="That an image stream tag may follow an image of another project at CERN: "
@@ -102,10 +103,14 @@ def promote(instance: Instance, observed: Observed) -> Plan:
     wanted=builds,
     see="The site answers over HTTPS, from an image that was built from the branch's newest commit.",
     otherwise=(
-        ("The build's log ends with `Could not find a version` or `THESE PACKAGES DO NOT MATCH THE HASHES`.",
-         "The lock does not fit: renew it in your checkout, commit, push."),
-        ("`CrashLoopBackOff`", ("The last lines of the pod's log, which this step shows, name the cause: mostly a "
-                               "variable (`environment.check`) or the database (`database.access`).")),
+        ("The build's log ends with `Could not find a version`, `No matching distribution found` or `THESE PACKAGES DO NOT MATCH "
+         "THE HASHES`.", "The lock does not fit: renew it in your checkout, commit, push."),
+        ("`ended as Failed`, `ended as Error`, `ended as Cancelled` or `GenericS2IBuildFailed`",
+         "The build's own log says why; the message has its last lines. The app that runs is left alone."),
+        ("`it takes the image that … runs`", "This instance promotes: `deploy.promote` takes the other one's image."),
+        ("`CrashLoopBackOff` or `Back-off restarting failed container`",
+         "The last lines of the pod's log, which this step shows, name the cause: mostly a variable (`environment.check`) or "
+         "the database (`database.access`)."),
         ("`0 of 1 pods`, and no pod appears, or the console says `0 pods scaling to 1`.",
          "The quota of the project is used up: `oc describe quota`."),
         ("`the quota leaves`", ("Stop what nobody needs, lower `memory` below [deploy], or ask for more in a Service Now "
@@ -134,6 +139,19 @@ def build(instance: Instance, observed: Observed, *,
     yield from served(instance)
 
 
+@step(
+    needs=(environment.set,),
+    see="The server refuses the former password, and the site answers.",
+    otherwise=(
+        ("`have the former log-in to the database`",
+         "The Secret has another password, and no pod was started since: `environment.set` starts fresh ones."),
+    ),
+)
+def retire(instance: Instance, observed: Observed) -> Plan:
+    """Take the database log-in from before a rotation away, once no pod has it."""
+    yield database.retired(instance, observed)
+
+
 def before(instance: Instance, observed: Observed, reason: str) -> Plan:
     """Yield what comes before an app that runs is replaced: the question that the instance's policy asks, and the dump."""
     wanted = instance.deploy
@@ -144,7 +162,7 @@ def before(instance: Instance, observed: Observed, reason: str) -> Plan:
         asked = f"; ask {wanted.ask} first" if wanted.ask else ""
         yield Confirm(f"{when}{asked}. Deploy now ({reason})?")
     if wanted.backup:
-        yield database.dumped(instance, f"before a deployment: {reason}")
+        yield database.dumped(instance, observed, f"before a deployment: {reason}")
 
 
 def served(instance: Instance) -> Plan:
@@ -261,6 +279,7 @@ def schedule_name(instance: Instance) -> str:
     otherwise=(
         ("The job's log says `refused (403)`.", "Its ServiceAccount lost its right: run `deploy.schedule` again."),
         ("The job's log says `refused (404)`.", "There is no build config: run `app.create`."),
+        ("`this instance takes the image that … runs`", "It builds nothing, so there is nothing to schedule."),
         ("`unknown time zone`", "Write a name as `Europe/Zurich` as `zone` below [schedule]."),
         ("`Invalid value` for `spec.schedule`", "`cron` below [schedule] has five fields: minute hour day month weekday."),
         ("Nothing starts at the time.", ("The schedule is suspended until `deploy.resume`; `oc describe cronjob` shows what "
@@ -372,8 +391,9 @@ def suspend(instance: Instance, observed: Observed) -> Plan:
     operation=True,
     see="The site answers from the older image, and `deploy.history` marks it as held.",
     otherwise=(
-        ("`there is no image`", "`deploy.history` lists the images that the project still has."),
-        ("The older app fails with `column … does not exist` or `relation … already exists`.",
+        ("`there is no image '…'` or `there is no image at all`", "`deploy.history` lists the images that the project still has."),
+        ("The older app fails with `column … does not exist` or `relation … already exists`, or the command "
+         "asks because `Migrations lie between`.",
          "Migrations lie between: put the dump back (`database.restore`), or release and mend the newest commit."),
         ("`why is it held?`", "Say it in a few words for whoever comes next: --why=\"…\"."),
     ),
@@ -398,7 +418,7 @@ def rollback(instance: Instance, observed: Observed, *,
         if between:
             yield Confirm(between)
         if instance.deploy.backup:
-            yield database.dumped(instance, f"before going back to the image {short(wanted)}")
+            yield database.dumped(instance, observed, f"before going back to the image {short(wanted)}")
     if observed.object("CronJob", schedule_name(instance)):
         yield Patch(Object("CronJob", schedule_name(instance)), {"spec": {"suspend": True}}, "the schedule starts no build")
     if not (held and now == wanted):

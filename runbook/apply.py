@@ -157,6 +157,8 @@ def explained(error: GuideError, deployment: str, connections: Connections) -> G
     for pod in pods.newest(connections, deployment):
         name = pod["metadata"]["name"]
         container = pod["spec"]["containers"][0]["name"]
+        if all(status["ready"] for status in pod.get("status", {}).get("containerStatuses") or [{"ready": False}]):
+            continue  # Its log tells of no failure.
         log = connections.cluster.log(name, container, previous=True) or connections.cluster.log(name, container)
         if probe := pods.unhealthy(connections, name):  # What the log does not know of.
             return error if probe in error.found else GuideError(f"{error.found}\npod {name}: {probe}")
@@ -164,8 +166,9 @@ def explained(error: GuideError, deployment: str, connections: Connections) -> G
             continue
         last = "\n".join("  | " + line for line in log.strip().splitlines()[-8:])
         named = re.search(r"(?:UndefinedValueError: |KeyError: ')([A-Z][A-Z0-9_]+)", log)
+        doctor = f"`invoke guide.doctor --build={connections.instance.name}` says what these lines mean"
         cure = f"the variable {named[1]} is missing: `invoke environment.set` and its page say where it comes from" if named \
-            else f"the log says why: `oc logs {name} --previous`"
+            else f"{doctor}; the whole log: `oc logs {name} --previous`"
         return GuideError(f"{error.found}\nlast lines of pod {name}:\n{last}", cure)
     return error
 

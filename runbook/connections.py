@@ -178,6 +178,9 @@ class Connections:
         given = _from_environment(wanted)
         if given is not None:
             self._values[wanted.name] = given
+            if (named := os.environ.get(wanted.variable + "_FILE")) and Path(named).stat().st_mode & 0o077:
+                # Said and not refused: what a CI or a pod mounts as a file can often be read by its group.
+                self.say(f"others on this machine can read {named}: `chmod 600 {named}`")
             return given
         if not wanted.secret or self.flags.rotate:
             return None
@@ -282,6 +285,8 @@ class Connections:
                 from runbook import machine
 
                 return machine.looked_at(self)
+            case "rotate":
+                return self.flags.rotate
             case "user":
                 return self.cluster.user()
             case "now":

@@ -214,7 +214,7 @@ def _logged_in(wanted: LogIn, connections: Connections, what: str) -> Difference
     try:
         connections.database.log_in(wanted.role, value.reveal())
     except Unknown as error:
-        if "password authentication failed" in error.found or "does not exist" in error.found:
+        if any(words in error.found for words in ("password authentication failed", "does not exist", "not permitted to log in")):
             return Difference(State.MISSING, what, note=error.found)
         raise
     return Difference(State.DONE, what)

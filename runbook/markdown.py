@@ -211,7 +211,8 @@ def _(action: Execute) -> str:
     if isinstance(action.unless, LogIn):
         return f"Unless {action.unless.role} can log in with the {action.unless.credential.label}:\n\n" \
             + fence("sql", statement + ";")
-    return "Unless the first finds a row, executes the second.\n\n" + fence("sql", f"{action.unless};\n{statement};")
+    first = f"Before it: {shown(action.after)[0].lower()}{shown(action.after)[1:]}\n\n" if action.after else ""
+    return first + "Unless the first finds a row, executes the second.\n\n" + fence("sql", f"{action.unless};\n{statement};")
 
 
 @shown.register

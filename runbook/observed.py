@@ -137,6 +137,10 @@ class Observed:
         """Return the time of day in UTC, to the minute; "" while a page is being made."""
         return self._ask("now") or ""
 
+    def rotating(self) -> bool:
+        """Return whether the reader asks for other passwords."""
+        return bool(self._ask("rotate"))
+
     def checkout(self, path: str) -> Source | None:
         """Return the reader's checkout."""
         found: Source | None = self._ask(f"checkout:{path}")

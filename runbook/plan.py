@@ -114,6 +114,15 @@ class LogIn:
 
 
 @dataclass(frozen=True)
+class WaitFor:
+    """Wait until an object is in a state."""
+
+    object: Object
+    condition: Condition
+    seconds: float = 300
+
+
+@dataclass(frozen=True)
 class Execute:
     """Execute SQL as the database administrator unless it has had its effect already.
 
@@ -135,15 +144,8 @@ class Execute:
     """`administrator`: the credential is the administrator's own and goes into his password file, not the cluster."""
     instead: str = ""
     """What to do by hand when it cannot be undone."""
-
-
-@dataclass(frozen=True)
-class WaitFor:
-    """Wait until an object is in a state."""
-
-    object: Object
-    condition: Condition
-    seconds: float = 300
+    after: WaitFor | None = None
+    """What must hold before it is executed."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from runbook.apply import Tell, carry_out, take_over, undo
 from runbook.connections import Connections, Flags
 from runbook.diff import Difference, Standing, State, compare, refusal, summed
 from runbook.errors import Conflict, GuideError, Unknown, Unmet
-from runbook.plan import MANAGED_BY, Action, Apply, Confirm, Inside, Log, Look, Object, Shell, Show, StartBuild, WaitFor
+from runbook.plan import MANAGED_BY, Action, Apply, Confirm, Execute, Inside, Log, Look, Object, Shell, Show, StartBuild, WaitFor
 from runbook.step import Runbook, Step
 
 
@@ -91,6 +91,9 @@ class Run:
                               for f in difference.fields if f.manager)
             raise Conflict(f"{difference.what} has fields that somebody else manages:\n{shown}",
                            "`--force` takes them over")
+        if isinstance(action, Execute) and action.after:
+            self.finish(tell)
+            self._wait(action.after, tell)
         tell(difference.what.partition("\n")[0])
         result = carry_out(action, difference, connections, wanted.manager, tell)
         connections.changed()

@@ -191,6 +191,8 @@ def _(action: list, setting: Setting) -> Iterable[str]:  # type: ignore[type-arg
 
 @commands.register
 def _(action: Execute, setting: Setting) -> Iterable[str]:
+    if action.after:
+        yield from commands(action.after, setting)
     if isinstance(action.unless, LogIn):
         role = quoted(action.unless.role)
         done = (f'PGPASSWORD=${shell_name(action.unless.credential)} psql -w -U {role} "$server" -c \'SELECT 1\' '

@@ -19,7 +19,9 @@ from typing import Any
 
 import psycopg2
 
+from procedures import RUNBOOK
 from runbook.clients.web import Web
+from runbook.doctor import recognized
 from runbook.instance import Instance, load
 from stack import binaries, commands, postgres
 from stack.api import Manifest
@@ -43,8 +45,8 @@ class Guide:
                               capture_output=True, text=True, timeout=600, check=False, stdin=subprocess.DEVNULL)
         assert code is None or done.returncode == code, f"{' '.join(words)} ended with {done.returncode}\n{done.stdout}{done.stderr}"
         assert "Traceback" not in done.stderr, done.stderr
-        # Whatever a test provokes, the reader is told what to do next.
-        assert done.returncode not in {1, 75} or "\n  next: " in done.stderr, done.stderr
+        # Whatever a test provokes, the reader is told what to do next, and the doctor knows it.
+        assert done.returncode not in {1, 75} or ("\n  next: " in done.stderr and recognized(RUNBOOK, done.stderr)), done.stderr
         return done
 
     def outcomes(self, *words: str, code: int | None = 0) -> dict[str, dict[str, Any]]:
@@ -187,15 +189,15 @@ class Site:
         return str(done.stdout)
 
     @contextmanager
-    def visited(self) -> Iterator[list[int]]:
-        """Visit the site again and again meanwhile; gives the list of what it answered."""
+    def visited(self, path: str = "/") -> Iterator[list[int]]:
+        """Visit a page of the site again and again meanwhile; gives the list of what it answered."""
         answers: list[int] = []
         over = threading.Event()
 
         def visit() -> None:
             web = self.guide.web()
             while not over.is_set():
-                answers.append(web.request("GET", f"{self.instance.url}/")[0])
+                answers.append(web.request("GET", f"{self.instance.url}{path}")[0])
 
         visitor = threading.Thread(target=visit)
         visitor.start()

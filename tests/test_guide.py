@@ -5,6 +5,7 @@ The tests stand in the order of an instance's life and share one; each says what
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -15,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
 
 from procedures import RUNBOOK
@@ -183,23 +185,35 @@ def test_a_missing_variable_crash_loops_and_the_error_names_it(deployed: Guide) 
     assert {s["state"] for s in deployed.outcomes("guide.status", "--build=dev").values()} <= {"done", "not wanted"}
 
 
+def logged_in(guide: Guide, data: dict[str, str]) -> str:
+    """Log in with what a Secret held; return the server's words when it refuses, else ""."""
+    db = guide.instance("dev").database
+    user, password = (base64.b64decode(data[f"DJANGO_DATABASE_{key}"]).decode() for key in ("USER", "PASSWORD"))
+    try:
+        psycopg2.connect(host=db.host, hostaddr="127.0.0.1", port=db.port, user=user, password=password, dbname=db.name).close()
+    except psycopg2.OperationalError as error:
+        return str(error)
+    return ""
+
+
 @pytest.mark.fault(25)
 def test_rotated_password_works_and_the_former_does_not(deployed: Guide) -> None:
     instance = deployed.instance("dev")
     name = f"{instance.app}-database"
-    before = deployed.stack.api.get("Secret", name, instance.project)["data"]["DJANGO_DATABASE_PASSWORD"]
+    before = deployed.stack.api.get("Secret", name, instance.project)["data"]
+    assert logged_in(deployed, before) == "", "it would be refused in any case"
     deployed("database.role", "--build=dev", "--rotate")
-    after = deployed.stack.api.get("Secret", name, instance.project)["data"]["DJANGO_DATABASE_PASSWORD"]
-    assert before != after
+    after = deployed.stack.api.get("Secret", name, instance.project)["data"]
+    assert before["DJANGO_DATABASE_PASSWORD"] != after["DJANGO_DATABASE_PASSWORD"]
     deployed("guide.run", "--build=dev")
+    assert logged_in(deployed, after) == ""
+    assert "not permitted to log in" in logged_in(deployed, before)
     assert json.loads(deployed.web().request("GET", f"{instance.url}/database/")[1])["engine"] == "postgresql"
 
 
 @pytest.mark.fault(9, 10, 22, 25, 29)
 def test_no_secret_leaves_its_place(deployed: Guide) -> None:
     """Every value of every Secret is a canary: none is in a log, the journal, an image, or what commands print."""
-    import base64
-
     project = deployed.instance("dev").project
     canaries = {base64.b64decode(value).decode() for found in deployed.stack.api.list("Secret", project)
                 for key, value in (found.get("data") or {}).items() if re.search("PASS|SECRET|password|secret", key)}

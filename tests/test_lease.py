@@ -49,17 +49,17 @@ def somebody(site: Site, *words: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_a_second_run_is_refused_and_names_the_holder_and_a_run_without_work_is_not(site: Site) -> None:
-    project, api, name = site.instance.project, site.guide.stack.api, f"{site.instance.app}-database"
+    project, api, name = site.instance.project, site.guide.stack.api, "eos-credentials"
     before = api.get("Secret", name, project)["metadata"]["resourceVersion"]
     with somebody(site, "deploy.build", "--again") as other:
-        refused = site("database.role", "--rotate", code=1)
+        refused = site("eos.credentials", "--rotate", code=1)
         assert f":{other.pid} since 20" in refused.stderr and "deploy.build, last seen" in refused.stderr
         assert "@" in refused.stderr and "Traceback" not in refused.stderr
-        undone = site("database.role", "--undo", code=1)
+        undone = site("eos.credentials", "--undo", code=1)
         assert f":{other.pid} since" in undone.stderr
         # Who only looks, or finds nothing to do, disturbs nobody.
         site("guide.status", code=None)
-        assert site.outcomes("database.role")["database.role"]["state"] == "unchanged"
+        assert site.outcomes("eos.credentials")["eos.credentials"]["state"] == "unchanged"
         assert other.wait(120) == 0, other.communicate()
     assert held(site) is None
     assert api.get("Secret", name, project)["metadata"]["resourceVersion"] == before
@@ -74,7 +74,7 @@ def test_an_unchanged_run_takes_no_lease(site: Site) -> None:
 
 def test_it_is_released_at_the_end_and_after_an_interrupt(site: Site) -> None:
     place = site.guide.audit_end()
-    site("database.role", "--rotate")
+    site("eos.credentials", "--rotate")
     assert [uri.split()[0] for uri in site.guide.writes(place) if "/leases" in uri] == ["create", "delete"]
     assert held(site) is None
     with somebody(site, "deploy.build", "--again") as other:
@@ -88,7 +88,7 @@ def test_a_killed_holder_of_this_machine_is_followed_at_once(site: Site) -> None
         other.kill()
         other.wait()
         assert held(site) is not None
-        done = site("database.role", "--rotate")
+        done = site("eos.credentials", "--rotate")
         assert f":{other.pid}, who is gone" in done.stdout
     assert held(site) is None
 
@@ -100,9 +100,9 @@ def test_a_killed_holder_elsewhere_is_followed_when_its_time_is_up(site: Site) -
         other.wait()
     left = {"metadata": {"annotations": {lease.MACHINE: "another"}}, "spec": {"leaseDurationSeconds": 600}}
     member.patch("Lease", "guide", left, project)
-    assert "last seen" in site("database.role", "--rotate", code=1).stderr
+    assert "last seen" in site("eos.credentials", "--rotate", code=1).stderr
     member.patch("Lease", "guide", {"spec": {"leaseDurationSeconds": 1}}, project)
-    wait_until(lambda: site("database.role", "--rotate", code=None).returncode == 0, "the take-over", 20)
+    wait_until(lambda: site("eos.credentials", "--rotate", code=None).returncode == 0, "the take-over", 20)
     site("guide.run")
 
 
