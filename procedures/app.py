@@ -87,9 +87,13 @@ def package_credentials(instance: Instance) -> dict[str, Credential]:
     otherwise=(
         ("`HostAlreadyClaimed`", ("Another Route has this host. Choose another one as `host` in the instance file, or "
                                   "ask the owner of the other site to give it up.")),
+        ("`the image stream … has …`, `there is no image stream … in the namespace openshift`, `has no tag` or "
+         "`exists: it does not`",
+         "The platform offers other versions of the builder image: write one that is there as `builder` below [source]."),
+        ("`holds it, and its name cannot be changed`", "Another Route of the project has the host: the message says how it goes."),
         ("`… is reserved`", ("The platform keeps some names for itself. Ask for the name in a Service Now ticket, or "
                             "choose another one.")),
-        ("The console says `exceeded quota`.", ("The project's quota is used up (by default one CPU of requests). "
+        ("The console says that a quota is exceeded.", ("The project's quota is used up (by default one CPU of requests). "
                                                "Lower `memory` below [deploy], or ask for more in a ticket.")),
     ),
     unconfirmed="Whether the platform lets server-side apply set build configs, image streams and routes: "
@@ -173,6 +177,7 @@ user.save()"""
     operation=True,
     see="The user sees the site's administration at `/admin/`.",
     otherwise=(
+        ("`which user?` or `is no user's name`", "Name one with `--user=NAME`, as the site shows it."),
         ("`there is no user`", "Let the user sign in at the site once, which makes it; then run this again. For an app that takes "
                                "passwords, give one: `RUNBOOK_ADMIN_PASSWORD_FILE` names a file that holds it."),
         ("`no pod of … is ready`", "The app does not run: `app.logs` says why."),
@@ -194,7 +199,7 @@ def admin(instance: Instance, observed: Observed, *, user: Annotated[str, "The u
 @step(
     operation=True,
     see="All pods of the app were made anew; the site answered all the time.",
-    otherwise=(("The wait ends with an error.",
+    otherwise=(("The wait ends with an error, or `there is no Deployment`.",
                 "The fresh pod does not start, and the former one goes on. `app.logs --previous` says why."),),
 )
 def restart(instance: Instance, observed: Observed) -> Plan:

@@ -160,11 +160,20 @@ PLATFORM = frozenset({"HOME", "HOSTNAME", "PATH", "PWD", "LANG", "PORT", "APP_RO
     needs=(app.create, database.create, redis.add, sso.secret),
     see="The Deployment names every variable; passwords stand there as references to Secrets.",
     otherwise=(
+        ("`stands there and nothing here sets it`",
+         "A variable on the build config is known to nobody here: put it below [environment], or below [secrets] when it is "
+         "secret."),
+        ("`the instance file wants`", "The app uses another database than [database] says: mend the instance file."),
+        ("`holds no secret and no trap: …`",
+         "The instance file is in Git: describe what is secret below [secrets], and the value is asked for."),
+        ("`ImproperlyConfigured`",
+         "Django does not take the settings: the line says which, and `environment.check` what is missing."),
         ("`CreateContainerConfigError`", ("A Secret or a key that the environment refers to is gone: the pod's events "
                                           "name it, and `guide.status` the step that makes it.")),
         ("`UndefinedValueError: … not found` in the pod's log", ("The app needs the variable: run `environment.check`, "
                                                                  "which names file and line.")),
-        ("`DisallowedHost`, or 400 in the browser", "`host` in the instance file is not the name that you visited."),
+        ("`DisallowedHost` or `Invalid HTTP_HOST header`, or 400 in the browser",
+         "`host` in the instance file is not the name that you visited."),
         ("`Invalid setup target`", "`ENVIRONMENT` is neither production nor development: take it out."),
     ),
 )
@@ -196,7 +205,7 @@ def set(instance: Instance, observed: Observed) -> Plan:  # noqa: A001
         ("`… is read in …, and nothing sets it`",
          ("Put it below [environment] of the instance file, or below [secrets] when it is secret, "
           "and run `environment.set`.")),
-        ("`SSO_CLIENT_ID is needed by runregistry`",
+        ("`… is needed by …, and nobody gave it`",
          ("Register a client for RunRegistry at the application portal and give both values in the environment: "
          "RUNBOOK_SSO_CLIENT_ID and RUNBOOK_SSO_CLIENT_SECRET.")),
     ),

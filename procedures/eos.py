@@ -43,7 +43,8 @@ def forms(instance: Instance) -> list[str]:
     wanted=lambda instance: bool(instance.eos.path),
     see="The Secret holds the account and its password.",
     otherwise=(
-        ("`field is immutable`", "A Secret's type cannot be changed. Leave `secret_type` below [eos] empty, and the type stays."),
+        ("`field is immutable` or `it is of the type …, and that cannot be changed`",
+         "A Secret's type cannot be changed. Leave `secret_type` below [eos] empty, and the type stays."),
         ("`kinit: …failed…` or `KDC_ERR_PREAUTH_FAILED` in the log of the container beside the app",
          "The password is wrong, or was changed since: run the step with `--rotate`, and then `eos.mount`."),
     ),
@@ -83,6 +84,8 @@ def credentials(instance: Instance, observed: Observed) -> Plan:
          "EOS did not show the path in time. The log of the container beside the app says whether the log-in went wrong "
          "(`eos.credentials --rotate` gives another password); else EOS is late or the path is mistyped: "
          "`patience` and `path` below [eos]."),
+        ("`the cluster offers … below [eos]`", "The storage class is not offered: `storage_class` below [eos] names one that is."),
+        ("`it has one: the image's command would then lie below /tmp`", "Remove `.s2i/bin/run` from the repository."),
         ("`stat: cannot … Permission denied`",
          "The account may not read the path: ask the owner of the EOS project to let it in."),
         ("`Startup probe failed: … timed out`", "EOS hangs. The pods that run are left alone; run the step again later."),
@@ -142,7 +145,7 @@ def part(instance: Instance) -> Manifest:
     wanted=lambda instance: bool(instance.eos.path),
     see="The running app reads from EOS.",
     otherwise=(
-        ("`No such file or directory` or `no answer within … s`",
+        ("`the app can …: … No such file or directory` or `no answer within … s`",
          "EOS is slow or gone, or the account lost its rights. Run the step again in a while; then look at `eos.mount`."),
         ("`no pod of … is ready`", "The app does not run: see `deploy.build` and the symptoms of `eos.mount`."),
     ),

@@ -20,8 +20,9 @@ EXPOSED = "guide/exposed"
     otherwise=(
         ("`sites of the category Test cannot be exposed`",
          "Ask for the category Official at the Web Services portal, and put it into the instance file."),
-        ("From outside: `Empty reply from server`", "The router lets only CERN in: `expose.open` has not been run, or somebody "
-                                                    "put a list on the Route."),
+        ("`its list of networks is …`", "Somebody put a list on the Route: run this step again."),
+        ("From outside: `Empty reply from server`, or the browser says `ERR_EMPTY_RESPONSE`",
+         "The router lets only CERN in: `expose.open` has not been run, or somebody put a list on the Route."),
     ),
     unconfirmed="Whether the platform fills the list in again when the annotation is taken away: "
                 "`oc get route NAME -o yaml` after `expose.close` would tell.",
@@ -39,8 +40,8 @@ def open(instance: Instance, _observed: Observed) -> Plan:  # noqa: A001
 @step(
     undoes=open,
     see="The Route carries the platform's own list of networks again.",
-    otherwise=(("The site still answers from outside.", "Set `internet = false` below [expose], or the next `guide.run` opens it "
-                                                        "again; then `expose.verify`."),),
+    otherwise=(("`its list of networks is empty: everybody may come`, or the site still answers from outside.",
+                "Set `internet = false` below [expose], or the next `guide.run` opens it again; then `expose.verify`."),),
 )
 def close(instance: Instance, observed: Observed) -> Plan:
     """Let only CERN visit the site."""
@@ -53,7 +54,7 @@ def close(instance: Instance, observed: Observed) -> Plan:
     see="From outside, the site answers exactly when the instance file says so.",
     otherwise=(
         ("`… answers 200, and should not`", "Somebody opened the Route: `expose.close`."),
-        ("`… does not answer`", "The Route is not open, or the site itself is down: look from inside first."),
+        ("Nothing answers from outside.", "The Route is not open, or the site itself is down: look from inside first."),
     ),
 )
 def verify(instance: Instance, observed: Observed) -> Plan:

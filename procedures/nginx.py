@@ -18,6 +18,7 @@ CONFIGURATION = "guide/configuration"
     wanted=lambda instance: instance.nginx.wanted,
     see="The site answers as before; the Route leads to nginx, and nginx to the app.",
     otherwise=(
+        ("`the image stream nginx has …`", "The cluster offers other versions: `version` below [nginx] names one."),
         ("`host not found in upstream`", "The app's Service is gone: run `app.create`."),
         ("`502 Bad Gateway`", "nginx runs and the app does not: `guide.status` says why."),
         ("`413 Request Entity Too Large`", "The file is larger than `upload` below [nginx]."),

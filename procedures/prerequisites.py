@@ -36,6 +36,8 @@ def forbidden(machine: Machine) -> list[str]:
     before_login=True,
     see="A table whose last column is empty, but for what you can do without.",
     otherwise=(
+        ("`there is no git on PATH`", "`dnf install git` or `apt install git`."),
+        ("`you may not …`", "Ask the owner of the site to make you, or your e-group, an administrator."),
         ("`the API server can be reached: …`",
          f"You are outside CERN. Work on lxplus, or through a tunnel: `{TUNNEL}`."),
         ("`somebody is logged in: …`", "Log in: `invoke prerequisites.login --build=dev` says how."),
@@ -99,7 +101,8 @@ def required(instance: Instance, observed: Observed, machine: Machine) -> Iterat
     otherwise=(
         ("`no log-in to a cluster`", "There is no kubeconfig yet: log in once, and it is made."),
         ("`you are logged in to …, and …`", "That is another cluster: log in with the `--server` that the message names."),
-        ("`does not answer`", f"The API server is reached from inside CERN only. Work on lxplus, or through a tunnel: `{TUNNEL}`."),
+        ("`the API server … does not answer` or `Unable to connect to the server`",
+         f"The API server is reached from inside CERN only. Work on lxplus, or through a tunnel: `{TUNNEL}`."),
     ),
     unconfirmed="That `oc login --web` works from outside lxplus with today's `oc`: trying it would tell.",
 )

@@ -13,7 +13,7 @@ PORTAL = "https://webservices.web.cern.ch/webservices/"
     see="The project exists and you may work in it.",
     otherwise=(
         ("The portal says that the name is taken.", "Choose another name and put it into the instance file as `project`."),
-        ("`forbidden` although the project exists.", "You are not among its administrators: ask the owner to add you "
+        ("`is forbidden: User` although the project exists.", "You are not among its administrators: ask the owner to add you "
                                                      "or your e-group in the portal."),
     ),
     unconfirmed="Whether `oc new-project` can set category and owner as the portal's form does: "

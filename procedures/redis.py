@@ -25,7 +25,10 @@ def password(instance: Instance) -> Credential:
     needs=(project.request,),
     see="One pod named after the server is ready.",
     otherwise=(
-        ("`ImagePullBackOff`", "The tag is not in the image stream: this step lists those that are."),
+        ("`the image stream redis has the tag …`, or the pod of Redis cannot pull its image.",
+         "The tag is not in the image stream: this step lists those that are."),
+        ("`Error … connecting to redis` or `Name or service not known`", "The app does not find the Redis server: run this step, "
+                                                                         "then `environment.set`."),
         ("The app's log shows `NOAUTH` or `WRONGPASS`.", "The password was changed on one side only: "
                                                          "run this step again, then `environment.set`."),
     ),

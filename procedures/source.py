@@ -71,9 +71,14 @@ def prepare(instance: Instance, observed: Observed, *,
 @step(
     see="Every file on the branch holds what a build needs.",
     otherwise=(
-        ("`there is no branch …`", "Push the branch, or name another one as `branch` below [source]."),
-        ("The repository asks for a password.", ("It is private: set `private = true` below [source]; the guide asks "
-                                                "for a user and a token that may only read.")),
+        ("`… has no branch …` or `Remote branch … not found`",
+         "Push the branch, or name another one as `branch` below [source]."),
+        ("`repository '…' not found`, `… can be read: …` of the branch, or `does not answer within a minute`",
+         "Compare `repository` and `branch` below [source] with what is there, and see whether you may read it."),
+        ("The repository asks for a password: `could not read Username` or `Authentication failed for`",
+         "It is private: set `private = true` below [source]; the guide asks for a user and a token that may only read."),
+        ("`it is missing`, `not pinned`, `leaves the token in the image`, or another fault of a file",
+         "`source.prepare` writes what a build needs; the message names the file. Commit and push it."),
         ("`… is not executable`", ("A copy over a share or a zip file lost the mode: "
                                    "`git update-index --chmod=+x FILE`, then commit and push.")),
     ),

@@ -92,10 +92,10 @@ def register(instance: Instance, observed: Observed) -> Plan:
     wanted=lambda instance: not managed(instance),
     see="The Secret holds the Client ID and the Client Secret of this instance's own registration.",
     otherwise=(
-        ("Sign-on answers `invalid_client` or `unauthorized_client`.",
+        ("Sign-on answers `invalid_client` or `unauthorized_client`, or the page says `Social Network Login Failure`.",
          "The pair does not belong together, or the secret was made anew in the portal: run the step with `--rotate`, give "
          "both from the portal's page, then run `environment.set`."),
-        ("`is the registration of`, or `the instance file says`",
+        ("`the pair in the project is this instance's own: …`, `is the registration of`, or `the instance file says`",
          "The pair is that of another instance. Each instance has one of its own, or who may sign on to one may to the other."),
     ),
     unconfirmed="That a registration's Client ID is its identifier: the registration's page in the portal tells.",

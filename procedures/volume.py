@@ -16,11 +16,12 @@ PLACE = "/shared"
     wanted=lambda instance: bool(instance.volume.mount),
     see="The claim is bound, and every pod of the app sees the same files.",
     otherwise=(
-        ("`… not found` in an event of the claim, which stays Pending",
+        ("`storageclass.storage.k8s.io … not found` in an event of the claim, or `the cluster offers … below [volume]`",
          "The storage class is not offered: `oc get storageclass` lists those that are, and `storage_class` below [volume] "
          "names one."),
-        ("`Multi-Attach error`", "The claim is ReadWriteOnce, so a second node may not mount it. A claim's access mode cannot be "
-                                 "changed: give `claim` below [volume] another name."),
+        ("`Multi-Attach error` or `it is ReadWriteOnce, and that cannot be changed`",
+         "The claim is ReadWriteOnce, so a second node may not mount it. A claim's access mode cannot be changed: give `claim` "
+         "below [volume] another name."),
         ("`exceeded quota: …requests.storage`", "The project's storage is used up: lower `size`, or ask for more in a ticket."),
     ),
     unconfirmed="Which storage classes the platform offers today: `oc get storageclass` would tell.",

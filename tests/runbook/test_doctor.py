@@ -7,24 +7,144 @@ from runbook.doctor import Evidence, diagnoses, recognized
 from runbook.step import Symptom
 from tasks import ns
 
-FORMER = {
-    'django.db.utils.OperationalError: connection to server at "dbod-birdup.cern.ch" (188.184.1.2), port 6601 failed: FATAL:  '
-    'no pg_hba.conf entry for host "188.185.3.4", user "admin", database "certhelperdb", no encryption': "database.access",
-    'FATAL:  no pg_hba.conf entry for host "188.185.3.4", user "admin", database "certhelperdb", SSL encryption': "database.access",
-    "decouple.UndefinedValueError: OMS_CLIENT_ID not found. Declare it as envvar or define a default value.": "environment.set",
-    "Back-off restarting failed container: CrashLoopBackOff": "deploy.build",
+QUOTED = {
+    """django.db.utils.OperationalError: connection to server at
+"<host>" (<ip>), port 6601 failed: FATAL: no pg_hba.conf entry for host "<ip>"
+""": "database.access",
+    "Readiness probe failed: stat: cannot stat '/eos/project/t/tkdqmdoc': No such file or directory": "eos.mount",
 }
-"""What the former guide quotes, or meets without a word of what to do."""
+"""Every message that the former guide quotes, as it stands there."""
+
+GUIDE, OC, PSQL = "the guide", "oc and the pods' events", "psql and Django"
+BUILD, BROWSER = "pip, git and builds", "the browser, nginx and the sign-on"
+MESSAGES: dict[str, dict[str, str]] = {
+    GUIDE: {
+        "error: database.backup: docs/database.md:77: /home/x/backups/dev: No space left on device": "database.backup",
+        "error: x: y.md:1: dev is held by x@lxplus:4711 since 13:05:11: deploy.build, last seen 2 s ago": "invoke guide.status",
+        "error: another run took dev over while this one gave no sign of life": "invoke guide.status",
+        "error: eos.verify needs eos.mount first\n  next: `invoke guide.run --build=dev --to=eos.verify` does them all":
+            "invoke guide.run",
+        "every variable that stands on the build config is known here: X stands there and nothing here sets it": "environment.set",
+        "the app stays with its database: DJANGO_DATABASE_HOST is a, the instance file wants b": "environment.set",
+        "the builder image python:3.8 exists: the image stream python has 3.12-ubi9, latest": "app.create",
+        "the builder image nothing:3.8 exists: there is no image stream nothing in the namespace openshift": "app.create",
+        "the image stream redis has the tag 5-el8: it has 6-el9, 7-el9": "redis.add",
+        "the image nginx:1.22-ubi8 exists: the image stream nginx has 1.24-ubi9": "nginx.add",
+        "the storage class eoss exists: the cluster offers cephfs, eos\n  next: put one of those into the instance file as "
+        "`storage_class` below [eos]": "eos.mount",
+        "the storage class x exists: the cluster offers cephfs, eos\n  next: put one of those into the instance file as "
+        "`storage_class` below [volume]": "volume.share",
+        "the branch x of https://g/r.git can be read: https://g/r.git has no branch 'x'": "source.check",
+        "Build x-1 ended as Failed: GenericS2IBuildFailed Generic S2I Build failure": "deploy.build",
+        "the Route lets in everybody: its list of networks is 10.0.0.0/8": "expose.open",
+        "the Route lets in CERN only: its list of networks is empty: everybody may come": "expose.close",
+        "it is of the type Opaque, and that cannot be changed": "eos.credentials",
+        "the claim shared can be shared: it is ReadWriteOnce, and that cannot be changed": "volume.share",
+        "you may do what the steps do: you may not create secrets": "prerequisites.check",
+        "git is there: there is no git on PATH": "prerequisites.check",
+        "no password of admin at dbod-x.cern.ch:6611 in /home/x/.pgpass": "database.password",
+        "Secret redis2: no step names it any more": "invoke guide.status",
+        "training: cannot be looked at: the instance file training does not say where to go": "invoke guide.status",
+        "a person has to act:\nRequest the site x": "invoke guide.run",
+        "this changes production and nobody is at a terminal to confirm": "invoke guide.plan",
+        "there is no image '77'; there are abc (x-1)": "deploy.rollback",
+        "Deployment x was not rolled out after 300 s; last seen: 0 of 1 pods updated": "invoke guide.doctor",
+        "dbod-devcertdb.cern.ch:6611 does not answer: timed out": "database.request",
+        "the API server https://api.paas.okd.cern.ch:443 does not answer: MaxRetryError": "prerequisites.login",
+        "https://certhelper.web.cern.ch/ does not answer: ConnectTimeoutError": "invoke guide.status",
+    },
+    OC: {
+        'error: the server doesn\'t have a resource type "dc"': "invoke guide.status",
+        "error: You must be logged in to the server (Unauthorized)": "oc login",
+        "Unable to connect to the server: dial tcp 188.184.1.2:443: i/o timeout": "prerequisites.login",
+        'Error from server (NotFound): deployments.apps "x" not found': "invoke guide.status",
+        'secrets is forbidden: User "x" cannot list resource "secrets" in API group "" in the namespace "y"': "project.request",
+        'ErrImagePull: Failed to pull image "quay.io/x:1": manifest unknown': "oc describe",
+        "ImagePullBackOff: Back-off pulling image \"quay.io/x:1\"": "oc describe",
+        "ErrImagePull: rpc error: unauthorized: authentication required": "deploy.promote",
+        'ProvisioningFailed: storageclass.storage.k8s.io "cephfs-x" not found': "volume.share",
+        "Back-off restarting failed container: CrashLoopBackOff": "deploy.build",
+        "FailedCreate: pods \"x\" is forbidden: exceeded quota: compute, requested: requests.cpu=1": "oc describe",
+        "OOMKilled": "deploy.build",
+        "Multi-Attach error for volume \"pvc-1\"": "volume.share",
+        "0/3 nodes are available: 3 Insufficient cpu.": "invoke guide.doctor",
+        "stat: cannot statx '/eos/project/t/x': Transport endpoint is not connected": "eos.mount",
+        "write /var/lib/x: no space left on device, No space left on device": "df",
+        "HostAlreadyClaimed: route x already exposes a.web.cern.ch": "app.create",
+    },
+    PSQL: {
+        'FATAL:  no pg_hba.conf entry for host "188.185.3.4", user "admin", database "certhelperdb", no encryption': "database.access",
+        'FATAL:  no pg_hba.conf entry for host "188.185.3.4", user "admin", database "certhelperdb", SSL encryption': "database.access",
+        'psql: error: connection to server at "dbod-x.cern.ch" (188.184.1.2), port 6611 failed: Connection timed out':
+            "database.request",
+        'could not translate host name "dbod-x.cern.ch" to address: Name or service not known': "database.request",
+        'connection to server at "x", port 6611 failed: FATAL:  password authentication failed for user "certhelper"': "database.role",
+        'connection to server at "x", port 6611 failed: FATAL:  password authentication failed for user "admin"': "database.password",
+        'FATAL:  role "certhelper_b" is not permitted to log in': "database.role",
+        'FATAL:  database "admin" does not exist': "database.create",
+        'FATAL:  database "certhelperdb" does not exist': "database.create",
+        "ERROR:  permission denied to create role": "database.role",
+        "django.db.utils.ProgrammingError: permission denied for schema public": "database.create",
+        'django.db.utils.ProgrammingError: relation "django_site" does not exist': "database.create",
+        "decouple.UndefinedValueError: OMS_CLIENT_ID not found. Declare it as envvar or define a default value.": "environment.set",
+        "django.core.exceptions.DisallowedHost: Invalid HTTP_HOST header: '10.244.0.9:8080'.": "environment.set",
+        "allauth.socialaccount.models.SocialApp.MultipleObjectsReturned": "sso.verify",
+        "redis.exceptions.ResponseError: WRONGPASS invalid username-password pair": "redis.add",
+        "redis.exceptions.ConnectionError: Error -2 connecting to redis:6379. Name or service not known.": "redis.add",
+    },
+    BUILD: {
+        "ERROR: Could not find a version that satisfies the requirement x==9": "deploy.build",
+        "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.": "deploy.build",
+        "fatal: repository 'https://github.com/x/y.git/' not found": "source.check",
+        "fatal: could not read Username for 'https://gitlab.cern.ch': No such device or address": "source.check",
+        "warning: Could not find remote branch x to clone.\nfatal: Remote branch x not found in upstream origin": "source.check",
+        "/bin/sh: line 1: /tmp/scripts/run: No such file or directory": "eos.mount",
+    },
+    BROWSER: {
+        "Social Network Login Failure": "sso.secret",
+        "We are sorry... Invalid parameter: redirect_uri": "sso.register",
+        "Application is not available": "deploy.build",
+        "502 Bad Gateway nginx/1.24.0": "nginx.add",
+        "413 Request Entity Too Large": "nginx.add",
+        "504 Gateway Time-out": "invoke guide.status",
+        "Forbidden (403) CSRF verification failed. Request aborted.": "nginx.add",
+        "curl: (52) Empty reply from server": "expose.open",
+        "net::ERR_EMPTY_RESPONSE": "expose.open",
+        "net::ERR_NAME_NOT_RESOLVED": "invoke guide.status",
+    },
+}
+"""Messages as they are met, by whose they are, and the step, or else the command, that is to be named first."""
 
 
-@pytest.mark.parametrize(("message", "step"), FORMER.items())
-def test_what_the_former_guide_quotes_is_recognized(message, step):
-    assert recognized(RUNBOOK, message)[0].step.name == step
+def named(message):
+    """Return the step, or else the beginning of the command, that is named first."""
+    found = recognized(RUNBOOK, message)
+    return (found[0].step.name if found[0].step else " ".join(found[0].command.split()[:2])) if found else ""
+
+
+@pytest.mark.parametrize(("message", "step"), QUOTED.items())
+def test_what_the_former_guide_quotes_is_recognized_as_it_stands_there(message, step):
+    assert named(message) == step
+
+
+@pytest.mark.parametrize(("message", "wanted"), [pair for pairs in MESSAGES.values() for pair in pairs.items()])
+def test_the_message_leads_to_the_step_that_helps(message, wanted):
+    assert named(message).startswith(wanted)
+
+
+@pytest.mark.parametrize("message", [message for pairs in MESSAGES.values() for message in pairs])
+def test_a_message_without_its_own_words_leads_nowhere(message):
+    """What leads there are words of the message, and not that there is one."""
+    best = recognized(RUNBOOK, message)[0]
+    for part in (part.strip() for quote in best.seen.split("`")[1::2] for part in quote.split("…")):
+        message = message.replace(part, "") if part else message
+    assert best not in recognized(RUNBOOK, message)
 
 
 def test_the_longest_match_comes_first():
     text = 'FATAL:  no pg_hba.conf entry for host "::1", user "a", database "b", SSL encryption; the log says CrashLoopBackOff'
-    assert [found.step.name for found in recognized(RUNBOOK, text)][:2] == ["database.access", "deploy.build"]
+    names = [found.step.name for found in recognized(RUNBOOK, text)]
+    assert (names[0], names[-1]) == ("database.access", "deploy.build")
 
 
 def test_another_message_is_not_recognized():
