@@ -24,7 +24,6 @@ def known(instance, *, deployment=None, tagged=""):
             Object("ImageStream", instance.app): {"status": {"tags": [{"tag": "latest", "items": items}]}}}
 
 
-@pytest.mark.fault(13)
 def test_the_objects_of_an_app(plan, instance, named):
     values = plan(app.create, instance)
     assert [v.manifest["kind"] for v in values if hasattr(v, "manifest")] == [

@@ -152,7 +152,28 @@ def test_only_an_app_that_ran_is_waited_for(deployed, waits, plan, instance):
     assert any(isinstance(value, WaitFor) for value in values) == waits
 
 
+USELESS = {"DJANGO_EMAIL_HOST", "DJANGO_EMAIL_PORT", "DJANGO_EMAIL_HOST_USER", "DJANGO_EMAIL_HOST_PASSWORD", "DJANGO_EMAIL_USE_TLS",
+           "DJANGO_SERVER_EMAIL", "CERN_CERTIFICATE_PATH"}
+
+
 @pytest.mark.fault(2)
+def test_what_has_no_effect_is_neither_set_nor_asked_for(plan, instance, local, monkeypatch):
+    assert {v.name for v in environment.VARIABLES if v.need == "obsolete"} >= USELESS
+    for one in (instance, local):
+        assert not USELESS & set_by(plan(environment.set, one))
+    useful = [dataclasses.replace(v, value=lambda _: "x") if v.name == "CERN_CERTIFICATE_PATH" else v for v in environment.VARIABLES]
+    monkeypatch.setattr(environment, "VARIABLES", tuple(useful))
+    assert USELESS & set_by(plan(environment.set, instance)) == {"CERN_CERTIFICATE_PATH"}, "a set one would be seen"
+
+
+def set_by(values):
+    """Return every variable that a plan sets, and every one that it asks the reader for."""
+    manifests = [value.manifest for value in values if isinstance(value, Apply)]
+    containers = [c for m in manifests if m["kind"] == "Deployment" for c in m["spec"]["template"]["spec"]["containers"]]
+    return {entry["name"] for c in containers for entry in c["env"]} | {
+        key for m in manifests if m["kind"] == "Secret" for key in m["stringData"]}
+
+
 def test_every_variable_has_all_its_words():
     names = [variable.name for variable in environment.VARIABLES]
     assert len(names) == len(frozenset(names))

@@ -20,7 +20,6 @@ def seen(plan, instance, machine):
     return {row[0]: row[1:] for row in table.rows}, {v.what: v.cure for v in values if isinstance(v, Require) and v.found}
 
 
-@pytest.mark.fault(40)
 def test_oc_is_optional_and_the_table_says_where_it_is(plan, instance):
     table, missing = seen(plan, instance, GOOD)
     assert missing == {}

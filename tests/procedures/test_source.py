@@ -125,6 +125,7 @@ BREAKS = [
 ]
 
 
+@pytest.mark.fault(34)
 @pytest.mark.parametrize(("path", "to", "said"), BREAKS, ids=[f"{path}: {said}" for path, _, said in BREAKS])
 def test_every_broken_file_is_seen(path, to, said, plan, instance, *, changed, unmet):
     found = unmet(plan(source.check, instance, {"source": Source("a" * 40, changed({path: to}))}))
@@ -136,7 +137,6 @@ GOOD_LOCKS = ["Django==4.2.30\n",
               "a==1 \\\n    --hash=sha256:00 \\\n    --hash=sha256:11\n", "odf @ git+https://github.com/eea/odfpy.git@" + "0" * 40]
 
 
-@pytest.mark.fault(34)
 @pytest.mark.parametrize("text", GOOD_LOCKS)
 def test_a_pinned_lock_is_left_alone(text):
     assert source.judge_lock(text) == []

@@ -57,6 +57,19 @@ def test_every_cluster_command_names_project_and_manager(step):
             assert f"--field-manager={(step.undoes or step).manager}" in line
 
 
+FORMER = re.compile(r"\b(dc/|deploymentconfig|DeploymentConfig)")
+
+
+@pytest.mark.fault(13)
+@STEPS
+def test_no_command_is_about_a_deployment_config(step):
+    assert not FORMER.search(shell.block(step, INSTANCE))
+
+
+def test_a_command_of_the_former_guide_would_be_seen():
+    assert FORMER.search("oc set probe dc/certification-helper --readiness -- stat /eos")
+
+
 @STEPS
 def test_what_only_oc_has_is_marked(step):
     for line in shell.block(step, INSTANCE).splitlines():

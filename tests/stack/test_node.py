@@ -231,6 +231,7 @@ def test_readiness_follows_the_probe(project: Project) -> None:
     assert project.container("gate")["restartCount"] == 0
 
 
+@pytest.mark.fault(37)
 def test_a_failed_liveness_probe_restarts_and_a_host_header_is_sent(project: Project) -> None:
     code = """
 import http.server as h, time

@@ -324,6 +324,7 @@ def test_a_client_that_is_not_listed_gets_no_answer(site: Site, host: str) -> No
         site.answers(host, 200)
 
 
+@pytest.mark.fault(36)
 def test_the_timeout_of_a_route_is_kept(site: Site, host: str) -> None:
     site.service()
     site.endpoints(18104)

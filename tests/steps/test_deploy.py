@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+import copy
 import shutil
 import subprocess
 import time
@@ -13,7 +14,9 @@ from typing import Any
 import pytest
 
 from procedures import deploy
+from stack import certificates
 from stack.api import ApiError, Manifest, wait_until
+from stack.state import State
 from tests.guide import Guide, Site
 
 BRANCH = "deploys"
@@ -292,6 +295,7 @@ def promoted(deployed: Site) -> Iterator[Site]:
     made.remove()
 
 
+@pytest.mark.fault(34)
 def test_the_same_digest_runs_in_both_and_nothing_was_built_twice(deployed: Site, promoted: Site) -> None:
     assert digest(promoted) == digest(deployed)
     assert builds(promoted) == []
@@ -359,7 +363,45 @@ def test_a_wrong_time_is_refused_in_the_servers_words(deployed: Site, change: di
         deployed.change(MINUTE)
 
 
-@pytest.mark.fault(28, 30, 33)
+@pytest.mark.fault(28)
+def test_a_job_that_trusts_another_authority_starts_nothing(deployed: Site, tmp_path: Path) -> None:
+    """The job as the schedule makes it, but for the file of the authority that it trusts."""
+    other = certificates.ensure_ca(State(tmp_path)).read_text()
+    number = len(builds(deployed))
+    ended, said = started_by_hand(deployed, "other", other)
+    assert ended.get("failed") == 1 and "CERTIFICATE_VERIFY_FAILED" in said
+    assert len(builds(deployed)) == number
+    ended, said = started_by_hand(deployed, "own", deployed.guide.stack.state.ca.read_text())
+    assert ended.get("succeeded") == 1, said
+    assert len(builds(deployed)) == number + 1
+    wait_until(lambda: builds(deployed)[-1]["status"].get("phase") == "Complete", "the build", 120)
+
+
+def started_by_hand(site: Site, name: str, authority: str) -> tuple[Manifest, str]:
+    """Run the schedule's job once, trusting an authority; return its status and its log."""
+    api, project = site.guide.stack.api, site.instance.project
+    api.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": project}, "data": {"ca.crt": authority}})
+    spec = copy.deepcopy(schedule(site)["spec"]["jobTemplate"]["spec"]) | {"backoffLimit": 0}
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    script = container["command"][2].replace('str(account / "ca.crt")', '"/authority/ca.crt"')
+    assert script != container["command"][2]
+    container["command"][2] = script
+    container["volumeMounts"] = [{"name": "authority", "mountPath": "/authority"}]
+    pod["volumes"] = [{"name": "authority", "configMap": {"name": name}}]
+    api.create({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name, "namespace": project}, "spec": spec})
+    try:
+        ended = wait_until(lambda: (s := api.get("Job", name, project).get("status", {})) and (s.get("failed") or s.get("succeeded")) and s,
+                           "the job to end", 120)
+        (pod,) = api.list("Pod", project, labelSelector=f"job-name={name}")
+        done = site.guide.stack.run("kubectl", "logs", "-n", project, pod["metadata"]["name"])
+        return ended, done.stdout + done.stderr
+    finally:
+        api.delete("Job", name, project)
+        api.delete("ConfigMap", name, project)
+
+
+@pytest.mark.fault(30, 33)
 def test_the_clock_starts_one_build_and_the_schedule_suspends_itself(deployed: Site) -> None:
     name = deploy.schedule_name(deployed.instance)
     made = calendar.timegm(time.strptime(schedule(deployed)["metadata"]["creationTimestamp"], "%Y-%m-%dT%H:%M:%SZ"))

@@ -51,6 +51,7 @@ def test_with_a_project_it_tells_rights_and_server_side_apply(site: Site) -> Non
     assert not [r for r in site.guide.stack.api.list("Route", site.instance.project) if r["metadata"]["name"].startswith("guide-")]
 
 
+@pytest.mark.fault(40)
 def test_without_git_it_says_how_to_get_it(site: Site, tmp_path: Path) -> None:
     failed = site("prerequisites.check", code=1, PATH=str(tmp_path))
     assert "there is no git on PATH" in failed.stderr and "dnf install git" in failed.stderr
