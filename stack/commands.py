@@ -88,7 +88,7 @@ def ailing(state: State) -> str:
         return f"No space left on device: the disk of the state folder {state.root} is full; make room there"
     if not launch.running(state):
         return "the local stack has stopped; the next command starts it again"
-    rows = (row for row in status(state)["parts"] if row["state"] != "ready")
+    rows = (row for row in status(state)["parts"] if row["state"] not in ("ready", "done"))
     return next((f"{row['part']} of the local stack is not ready ({row['detail'] or row['state']}); "
                  f"stack.logs {row['part']} says why" for row in rows), "")
 

@@ -31,6 +31,8 @@ KINDS = ("Secret", "ConfigMap", "Service", "Deployment", "ReplicaSet", "Pod", "P
          "RoleBinding", "CronJob", "Job", "BuildConfig", "Build", "ImageStream", "Route", "OidcReturnURI", "Lease", "ResourceQuota",
          "LimitRange")
 """The kinds of what a project can hold."""
+EVERYTHING = {"volume": {"mount": "/shared"}, "schedule": {"cron": "0 0 1 1 *"}, "nginx": {"wanted": True}, "expose": {"internet": True}}
+"""Settings laid over an instance file that make an instance want each optional part."""
 
 
 @dataclass
@@ -38,6 +40,8 @@ class Guide:
     """The command line, and ways to look at what it did without it."""
 
     stack: Any
+    folder: Path = ROOT / "instances"
+    """Where its instance files are."""
 
     def __call__(self, *words: str, code: int | None = 0, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command of the guide and see its exit code."""
@@ -57,7 +61,7 @@ class Guide:
     @property
     def environment(self) -> dict[str, str]:
         return os.environ | {"RUNBOOK_STATE": str(self.stack.state.root), "RUNBOOK_JOURNAL": str(self.stack.state.path("journal")),
-                             "XDG_DATA_HOME": str(self.stack.state.path("data"))}
+                             "XDG_DATA_HOME": str(self.stack.state.path("data")), "RUNBOOK_INSTANCES": str(self.folder)}
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -66,7 +70,7 @@ class Guide:
         return known | {f"database_port_{place}": port for place, port in enumerate(ports.databases, 1)}
 
     def instance(self, build: str) -> Instance:
-        return load(ROOT / "instances" / f"{build}.toml", "local", self.facts)
+        return load(self.folder / f"{build}.toml", "local", self.facts)
 
     def web(self) -> Web:
         return Web(self.stack.state.ca)

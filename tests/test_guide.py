@@ -13,6 +13,8 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,10 @@ import psycopg2
 import pytest
 
 from procedures import RUNBOOK
+from stack import commands
 from stack.api import wait_until
-from tests.guide import Guide
+from tests import canaries
+from tests.guide import EVERYTHING, Guide, laid_over, toml
 
 ROOT = Path(__file__).parent.parent
 STANDING = [step.name for step in RUNBOOK.standing]
@@ -102,19 +106,28 @@ def test_a_variable_changed_by_hand_is_named_shown_and_repaired(deployed: Guide)
     assert {s["state"] for s in deployed.outcomes("guide.run", "--build=dev").values()} <= {"unchanged", "skipped"}
 
 
-def test_a_deleted_secret_is_named_and_made_again(deployed: Guide) -> None:
+def planned(guide: Guide, step: str) -> str:
+    """Return what `guide.plan` shows a reader of one step."""
+    shown = guide("guide.plan", "--build=dev", code=3).stdout
+    found = re.search(rf"^\w[\w ]* {re.escape(step)}\b.*\n(?:[ ]{{4,}}.*\n)*", shown, re.MULTILINE)
+    assert found, shown
+    return found[0]
+
+
+def test_a_deleted_secret_is_named_shown_and_made_again(deployed: Guide) -> None:
     instance = deployed.instance("dev")
     before = deployed.stack.api.get("Secret", f"{instance.app}-sso", instance.project)
     deployed.stack.member.delete("Secret", f"{instance.app}-sso", instance.project)
     status = deployed.outcomes("guide.status", "--build=dev", code=3)
     assert status["sso.secret"]["state"] != "done"
+    assert f"Secret {instance.app}-sso: is not there" in planned(deployed, "sso.secret")
     deployed("guide.run", "--build=dev")
     after = deployed.stack.api.get("Secret", f"{instance.app}-sso", instance.project)
     assert after["data"] == before["data"]
     assert deployed.web().request("GET", f"{instance.url}/")[0] == 200
 
 
-def test_a_dropped_role_is_named_and_made_again(deployed: Guide) -> None:
+def test_a_dropped_role_is_named_shown_and_made_again(deployed: Guide) -> None:
     db = deployed.instance("dev").database
     for statement in (f'REASSIGN OWNED BY "{db.role}" TO "{db.administrator}"', f'DROP OWNED BY "{db.role}"'):
         deployed.sql("dev", statement, db.name)
@@ -122,12 +135,13 @@ def test_a_dropped_role_is_named_and_made_again(deployed: Guide) -> None:
     deployed.sql("dev", f'DROP ROLE "{db.role}"')
     status = deployed.outcomes("guide.status", "--build=dev", code=3)
     assert status["database.role"]["state"] in {"missing", "drifted"}
+    assert f'CREATE ROLE "{db.role}" LOGIN' in planned(deployed, "database.role")
     deployed("guide.run", "--build=dev")
     text = deployed.web().request("GET", f"{deployed.instance('dev').url}/database/")[1]
     assert json.loads(text)["role"] == db.role
 
 
-def test_an_image_changed_by_hand_is_named_and_repaired(deployed: Guide) -> None:
+def test_an_image_changed_by_hand_is_named_shown_and_repaired(deployed: Guide) -> None:
     instance = deployed.instance("dev")
     part = {"containers": [{"name": instance.app, "image": "docker.io/library/nginx:latest"}]}
     # With the trigger in place the platform itself puts the image back; so that goes first, as it would by hand.
@@ -138,6 +152,7 @@ def test_an_image_changed_by_hand_is_named_and_repaired(deployed: Guide) -> None
     assert named & {"app.create", "deploy.build"}
     fields = [f["path"] for d in status["app.create"]["detail"] for f in d["fields"]]
     assert any(path.endswith("image") for path in fields), fields
+    assert re.search(r"image: docker\.io/library/nginx:latest → image-registry\S+\s+\(kubectl-edit\)", planned(deployed, "app.create"))
     deployed("guide.run", "--build=dev")
     live = deployed.stack.api.get("Deployment", instance.app, instance.project)
     assert "nginx" not in live["spec"]["template"]["spec"]["containers"][0]["image"]
@@ -212,27 +227,54 @@ def test_rotated_password_works_and_the_former_does_not(deployed: Guide) -> None
 
 
 @pytest.mark.fault(9, 10, 22, 25, 29)
-def test_no_secret_leaves_its_place(deployed: Guide) -> None:
-    """Every value of every Secret is a canary: none is in a log, the journal, an image, or what commands print."""
-    project = deployed.instance("dev").project
-    canaries = {base64.b64decode(value).decode() for found in deployed.stack.api.list("Secret", project)
-                for key, value in (found.get("data") or {}).items() if re.search("PASS|SECRET|password|secret", key)}
-    canaries |= {line.rsplit(":", 1)[1] for line in deployed.stack.state.pgpass.read_text().splitlines()}
-    canaries = {value for value in canaries if len(value) >= 16}
-    assert len(canaries) >= 5
-    printed = [deployed(*words.split(), code=None) for words in
-               ("guide.plan --build=dev", "guide.status --build=dev --json", "guide.run --build=dev --json", "stack.status --json")]
-    texts = {"output": "".join(p.stdout + p.stderr for p in printed)}
-    places = [deployed.stack.state.logs, deployed.stack.state.images, deployed.stack.state.path("journal")]
-    for place in places:
-        for path in [place] if place.is_file() else place.rglob("*"):
-            if path.is_file() and not path.is_symlink() and path.stat().st_size < 5_000_000:
-                texts[str(path)] = path.read_bytes().decode(errors="replace")
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            texts[str(path)] = path.read_text(errors="replace")
-    leaks = {name for name, text in texts.items() for value in canaries if value in text}
-    assert leaks == set()
+def test_no_secret_leaves_its_place(deployed: Guide, tmp_path: Path) -> None:
+    """Commands that make, use and show secrets print none, pass none on, and leave none outside the files that are for them."""
+    state, home = deployed.stack.state, tmp_path / "home"
+    home.mkdir()
+    here = {"HOME": str(home), "TMPDIR": str(home), "XDG_CACHE_HOME": str(home / ".cache")}
+    before = canaries.of(deployed, "dev")
+    with canaries.watched() as words:
+        printed = [deployed(*line.split(), "--build=dev", code=None, **here) for line in (
+            "database.role --rotate", "guide.plan", "guide.run --json", "database.backup", "guide.status --json", "guide.doctor")]
+        printed.append(deployed("stack.status", "--json", **here))
+    known = before | canaries.of(deployed, "dev")
+    assert len(known) > len(before) >= 9, "one password is new"
+    assert not canaries.inside("".join(done.stdout + done.stderr for done in printed).encode(), known)
+    assert [line for line in words if canaries.inside(line, known)] == []
+    parts = [row["pid"] for row in commands.status(state)["parts"] if row["pid"]]
+    assert len(parts) > 5
+    assert [pid for pid in parts if canaries.inside(Path(f"/proc/{pid}/environ").read_bytes(), known)] == []
+    assert canaries.strays(known, state) == set()
+    assert canaries.files(known, state.root), "they are somewhere"
+    # What is built and reported in a place where the secrets are known carries none away.
+    site, reports = tmp_path / "site", tmp_path / "reports"
+    kept = deployed.environment | here | {"RUNBOOK_TEST_STATE": str(state.root), "DISABLE_MKDOCS_2_WARNING": "true",
+                                          "NO_MKDOCS_2_WARNING": "true"}
+    for command in (["mkdocs", "build", "--strict", "--site-dir", str(site)],
+                    ["pytest", "tests/test_guide.py", "-k", "status_and_plan", "-p", "no:cacheprovider", "-o", "junit_logging=all",
+                     f"--junitxml={reports}/junit.xml", f"--verified={reports}/verified.json"]):
+        done = subprocess.run([sys.executable, "-m", *command], env=kept, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert {path.name for path in reports.iterdir()} == {"junit.xml", "verified.json"} and (site / "index.html").exists()
+    assert canaries.files(known, home, site, reports) == set()
+
+
+def test_a_secret_that_leaves_its_place_would_be_seen(deployed: Guide, tmp_path: Path) -> None:
+    state, known = deployed.stack.state, canaries.of(deployed, "dev")
+    planted = base64.b64encode(state.tokens.member.encode()).decode()
+    with canaries.watched() as words:
+        subprocess.run(["sh", "-c", "sleep 0.2", planted], check=True)
+    assert [line for line in words if canaries.inside(line, known)]
+    (tmp_path / "planted").write_text(f"password={state.tokens.member}")
+    assert canaries.files(known, tmp_path) == {tmp_path / "planted"}
+    log, mode = state.logs / "planted.log", state.pgpass.stat().st_mode
+    try:
+        log.write_text(planted)
+        state.pgpass.chmod(0o644)
+        assert canaries.strays(known, state) == {"logs/planted.log", "pgpass"}
+    finally:
+        log.unlink()
+        state.pgpass.chmod(mode)
 
 
 @pytest.mark.parametrize(("words", "code", "says"), [
@@ -326,33 +368,116 @@ def test_what_no_step_names_any_more_is_an_orphan(deployed: Guide, tmp_path: Pat
     deployed("guide.status", "--build=dev")
 
 
-def test_killed_inside_every_step_and_run_once_more_it_is_complete_and_undo_leaves_nothing(guide: Guide) -> None:
-    """One pass over the training instance: run k is killed with -9 inside step k, the last run completes, undo cleans up."""
-    build = ["--build=training", "--target=local"]
-    for person in ("database.access", "database.password"):  # What a person did is not taken back by undo.
-        guide("guide.run", *build, f"--to={person}")
-    project = guide.instance("training").project
-    before = guide.snapshot("training")
-    for step in STANDING[STANDING.index("database.password") + 1:]:
-        with subprocess.Popen([sys.executable, "-m", "runbook", "guide.run", *build, "--json"], env=guide.environment,
-                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd="/") as run:
-            assert run.stdout is not None
-            wanted = STANDING[STANDING.index(step) - 1]
-            for line in run.stdout:
-                if json.loads(line)["step"] == wanted:
-                    break
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                run.wait(0.05)  # Somewhere inside the next step; a step that is through by then was safe to kill as well.
-            run.send_signal(signal.SIGKILL)
-    guide("guide.run", *build)
-    assert {s["state"] for s in guide.outcomes("guide.run", *build).values()} <= {"unchanged", "skipped"}
-    assert guide.web().request("GET", f"{guide.instance('training').url}/")[0] == 200
+KILLED = """
+import os, signal, sys
+from runbook import run
 
-    kept = guide("guide.undo", *build)
-    assert "kept, it holds data" in kept.stdout
-    db = guide.instance("training").database
-    assert guide.sql("training", f"SELECT 1 FROM pg_database WHERE datname = '{db.name}'")
-    said = guide("guide.undo", *build, "--data", "--yes").stdout
-    assert "The former password is not known any more" in said
-    wait_until(lambda: not guide.stack.api.list("Pod", project), "the pods to end: they take their grace period", 60)
-    assert guide.snapshot("training") == before
+name, carry_out, whole = sys.argv.pop(1), run.carry_out, run.Run.step
+
+def end(*_words):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def carried_out(action, difference, connections, manager, tell):
+    inside = manager == f"guide/{name}"
+    done = carry_out(action, difference, connections, manager, end if inside else tell)
+    return end() if inside else done
+
+def step(self, wanted, options, tell):
+    done = whole(self, wanted, options, tell)
+    return end() if wanted.name == name else done
+
+run.carry_out, run.Run.step = carried_out, step
+from runbook.__main__ import main
+main()
+"""
+"""A run that ends itself by signal 9 inside a step: at its first sign of progress, after the first value that it carries out,
+or, when it has nothing to do, before it is reported. A signal from outside would fall wherever the machine happens to be."""
+
+
+def killed(guide: Guide, build: str, step: str) -> list[str]:
+    """Run the guide until it is killed inside a step; return what that run wrote."""
+    place = guide.audit_end()
+    done = subprocess.run([sys.executable, "-c", KILLED, step, "guide.run", f"--build={build}", "--target=local", "--json"],
+                          env=guide.environment, capture_output=True, text=True, timeout=600, check=False, cwd="/",
+                          stdin=subprocess.DEVNULL)
+    assert done.returncode == -signal.SIGKILL, f"{step}: {done.returncode}\n{done.stdout}{done.stderr}"
+    reported = [json.loads(line)["step"] for line in done.stdout.splitlines()]
+    assert reported == STANDING[:STANDING.index(step)], "every step before is through, and this one is not"
+    return guide.writes(place)
+
+
+FOLLOWING = {"deploy": {"image": "promote:training"}, "sso": {"way": "return-uri"}}
+"""What an instance can want instead: another one's image, and the platform's own registration."""
+HALF = {"database.role": ("Secret {app}-database", ""),
+        "redis.add": ("Secret redis", "Deployment redis"),
+        "app.create": ("ImageStream {app}", "Deployment {app}"),
+        "eos.mount": ("PersistentVolumeClaim eos-volume", ""),
+        "volume.share": ("PersistentVolumeClaim shared", ""),
+        "deploy.schedule": ("ServiceAccount {app}-schedule", "CronJob {app}-schedule"),
+        "nginx.add": ("ConfigMap {app}-nginx", "Deployment {app}-nginx"),
+        "deploy.promote": ("ImageStream {app}", "")}
+"""What is there after a step was killed inside, and what is not there yet."""
+
+
+@pytest.fixture(scope="module")
+def whole(guide: Guide, tmp_path_factory: pytest.TempPathFactory) -> Guide:
+    """The guide with two instances that together want every standing step: training, and production that follows it."""
+    folder = tmp_path_factory.mktemp("instances")
+    for build, changes in (("training", EVERYTHING), ("production", FOLLOWING)):
+        table = tomllib.loads((ROOT / "instances" / f"{build}.toml").read_text())
+        (folder / f"{build}.toml").write_text("\n".join(toml(laid_over(table, changes))) + "\n")
+    return replace(guide, folder=folder)
+
+
+def test_killed_inside_every_step_and_run_once_more_it_is_complete_and_undo_leaves_nothing(whole: Guide) -> None:
+    """Run k is killed with -9 inside step k, one more run completes, the next writes nothing, undo leaves things as they were."""
+    builds, before, reached = ("training", "production"), {}, set[str]()
+    for build in builds:
+        instance, options = whole.instance(build), [f"--build={build}", "--target=local"]
+        wanted = [step.name for step in RUNBOOK.standing if step.wanted(instance)]
+        to_kill, last = [name for name in wanted if name not in reached], STANDING.index("database.password")
+        for step in (name for name in to_kill if STANDING.index(name) <= last):
+            killed(whole, build, step)
+            reached.add(step)
+        whole("guide.run", *options, "--to=database.password")
+        if instance.sso.way == "portal":
+            whole("sso.register", *options)
+        before[build] = whole.snapshot(build)  # What a person did before is not taken back by undo.
+        before[build]["objects"].pop("Lease guide", None)  # It was the killed run's.
+        for step in (name for name in to_kill if STANDING.index(name) > last):
+            written = killed(whole, build, step)
+            half = [name.format(app=instance.app) for name in HALF.get(step, ())]
+            objects = whole.seen(build)["objects"]
+            assert [name in objects for name in half if name] == [True, False][:len(list(filter(None, half)))], step
+            assert not half or any(f"guide%2F{step}" in write for write in written), (step, written)
+            if step == "deploy.build":
+                assert [name for name in objects if name.startswith(f"Build {instance.app}-")], "it was killed while it built"
+            if step == "database.role":  # Its password is kept before the role gets it.
+                assert [row for row in whole.seen(build)["roles"] if row[0] == instance.database.role] == []
+            if step == "database.create":
+                assert instance.database.name in dict(whole.seen(build)["databases"])
+            reached.add(step)
+        whole("guide.run", *options)
+        place, log = whole.audit_end(), whole.stack.state.databases / instance.database.instance / "log"
+        end = log.stat().st_size
+        states = {name: found["state"] for name, found in whole.outcomes("guide.run", *options).items()}
+        assert states == {name: "unchanged" if name in wanted else "skipped" for name in STANDING}
+        assert whole.writes(place) == []
+        assert [line for line in log.read_text()[end:].splitlines() if "statement:" in line and "admin@" in line] == []
+        assert whole.web().request("GET", f"{instance.url}/")[0] == 200
+    assert reached == set(STANDING), "together they want every step"
+
+    for build in reversed(builds):
+        options, db = [f"--build={build}", "--target=local"], whole.instance(build).database
+        kept = whole("guide.undo", *options)
+        assert "kept, it holds data" in kept.stdout
+        assert whole.sql(build, f"SELECT 1 FROM pg_database WHERE datname = '{db.name}'")
+        assert "PersistentVolumeClaim shared" in whole.seen(build)["objects"] or not whole.instance(build).volume.mount
+        said = whole("guide.undo", *options, "--data", "--yes").stdout
+        assert "The former password is not known any more" in said
+        if whole.instance(build).sso.way == "return-uri":  # Where nobody asked for it before, the platform keeps it from then on.
+            managed = whole.snapshot(build)["objects"]["Secret oidc-client-secret"]
+            before[build]["objects"]["Secret oidc-client-secret"] = managed
+        with contextlib.suppress(TimeoutError):  # Pods take their grace period, and the platform clears up behind them.
+            wait_until(lambda build=build: whole.snapshot(build) == before[build], "the platform to clear up", 120, pause=1)
+        assert whole.snapshot(build) == before[build]

@@ -145,6 +145,11 @@ def test_a_state_folder_that_cannot_be_used():
         commands.up(State(Path("/tmp") / ("x" * 90)), silent)
 
 
+def test_a_stack_that_has_stopped_is_what_ails(empty):
+    empty.root.mkdir(exist_ok=True)
+    assert "has stopped" in commands.ailing(empty)
+
+
 def in_namespace(*more: str) -> tuple[str, ...]:
     return ("unshare", *([] if os.geteuid() == 0 else ["-U", "-r"]), *more)
 

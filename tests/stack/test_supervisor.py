@@ -126,6 +126,14 @@ def test_a_part_that_is_killed_comes_back(second, part):
     wait_until(lambda: commands.up(second, silent), "the stack to answer", 30)
 
 
+def test_a_part_that_is_away_is_named_and_a_stack_that_is_well_ails_nothing(second):
+    assert commands.ailing(second) == ""
+    os.kill(int(str(parts(second)["kube-apiserver"]["pid"])), signal.SIGKILL)
+    wait_until(lambda: "kube-apiserver of the local stack is not ready" in commands.ailing(second), "the part to be named", 30)
+    wait_until(lambda: commands.ailing(second) == "", "the stack to be well again", 120)
+    commands.up(second, silent)
+
+
 def test_the_private_namespaces_come_back(second):
     before = parts(second)
     os.kill(int(str(before["inner"]["pid"])), signal.SIGKILL)
