@@ -2,10 +2,12 @@
 
 import base64
 import binascii
+import dataclasses
+import re
 from urllib.parse import urlencode
 
 from procedures import project
-from runbook.instance import Instance
+from runbook.instance import Instance, SignOn
 from runbook.observed import Observed
 from runbook.plan import Accepts, Apply, Ask, Credential, Former, Inside, Look, Manifest, Object, Plan, Require, WaitFor, exists
 from runbook.plan import secret as secret_manifest
@@ -19,6 +21,10 @@ MANAGED = "oidc-client-secret"
 REGISTRATION = "guide/registration"
 """The annotation that says to which registration a pair belongs."""
 FORMER_CALLBACK = "/accounts/cern/login/callback/"
+ALLAUTH = re.compile(r'django-allauth(?:\[[^\]]*\])?(?:\s*==\s*|"\s*\nversion = ")(\d+)\.(\d+)', re.IGNORECASE)
+"""Its version, as a list of requirements or a lock pins it."""
+OIDC_PREFIX = "SOCIALACCOUNT_OPENID_CONNECT_URL_PREFIX"
+"""The setting, since version 0.60, for what stands between /accounts/ and the provider; without it that is `oidc`."""
 
 
 def client_id(instance: Instance) -> Credential:
@@ -48,7 +54,8 @@ def client_secret(instance: Instance) -> Credential:
     otherwise=(
         ("`… is also the identifier of …`", "Each instance has a registration of its own. Choose another identifier."),
         ("`… names an account`", "An identifier must not be the name of a CERN account. Choose another one."),
-        ("`since django-allauth 0.60`", "Take `callback` out of [sso] in the instance file: its default is what the app serves."),
+        ("`since django-allauth 0.60`, or `the branch … serves …`",
+         "Take `callback` out of [sso] in the instance file: the address then follows from what the branch holds."),
         ("`Invalid parameter: redirect_uri`, or `does not know … with the way back …`",
          "The registration lacks this instance's redirect address, or has it without `oidc`. Add it in the portal, with the "
          "slash at the end, and press the green plus behind it."),
@@ -62,10 +69,11 @@ def client_secret(instance: Instance) -> Credential:
 )
 def register(instance: Instance, observed: Observed) -> Plan:
     """Register the app for single sign-on."""
+    instance, known = serving(instance, observed), served(instance, observed)
     callback = instance.sso.callback
-    yield Require("the app serves the way back from sign-on",
-                  f"{callback} is answered with 404 since django-allauth 0.60" if callback == FORMER_CALLBACK else "",
-                  'take `callback` out of [sso] in the instance file, or write "/accounts/oidc/cern/login/callback/"')
+    found = f"the branch {instance.source.branch} serves {known}, and not {callback}" if known not in ("", callback) else \
+        f"{callback} is answered with 404 since django-allauth 0.60" if callback == FORMER_CALLBACK != known else ""
+    yield Require("the app serves the way back from sign-on", found, "take `callback` out of [sso] in the instance file")
     if managed(instance):
         yield Apply(return_uri(instance))
         yield WaitFor(Object("Secret", MANAGED), exists, seconds=120)
@@ -102,6 +110,7 @@ def register(instance: Instance, observed: Observed) -> Plan:
 )
 def secret(instance: Instance, observed: Observed) -> Plan:
     """Put the registration's Client ID and Client Secret into the project."""
+    instance = serving(instance, observed)
     known, hidden = client_id(instance), client_secret(instance)
     yield Require("the pair in the project is this instance's own", *foreign(instance, observed))
     yield Ask(
@@ -131,6 +140,10 @@ def secret(instance: Instance, observed: Observed) -> Plan:
          "`sso.secret --rotate`, then `environment.set`."),
         ("`does not send the browser to`", "`CERN_SSO_SERVER_URL` or the app's settings name another issuer or client, or a pod "
                                            "cannot reach the issuer: the app's log tells."),
+        ("`gives another issuer`", "`issuer` below [sso] is not, letter by letter, what the sign-on calls itself: the app would "
+                                   "refuse every token. Take it out of the instance file: its default is CERN's."),
+        ("`the settings have no provider`", "The app's settings name no provider of `openid_connect` with the `provider_id` that "
+                                            "stands in `callback`: `deploy.build` of a branch that has it."),
         ("`signed on and none of them has a role`",
          "Add the people, or an e-group, to the roles of this application in the portal; a role counts from the next sign-on."),
         ("`gives rights by accident`", "certhelper looks for a role's identifier inside its own four words. "
@@ -138,23 +151,28 @@ def secret(instance: Instance, observed: Observed) -> Plan:
         ("`ACCOUNT_EMAIL_VERIFICATION`", "Set it to `none` in the app's settings: the app sends no mail, so who signs on "
                                          "would wait for ever."),
         ("`there is no Site`", "Take `SITE_ID` out of [environment]: 2, the default, is the one that Django makes."),
+        ("`does not answer from here as it does inside`", "The Route does not lead to the app, or no pod is ready: `deploy.build` "
+                                                          "looks at both."),
         ("`no pod of … is ready`", "The app does not run: see `deploy.build`."),
     ),
     unconfirmed="That the sign-on answers a wrong code with `invalid_grant` once the pair is right: "
                 "`curl -d grant_type=authorization_code -d code=none -d client_id=ID -d client_secret@FILE "
                 "https://auth.cern.ch/auth/realms/cern/protocol/openid-connect/token` would tell.",
 )
-def verify(instance: Instance, _observed: Observed) -> Plan:
+def verify(instance: Instance, observed: Observed) -> Plan:
     """Verify that people can sign on, as far as that can be seen without an account of theirs."""
+    instance = serving(instance, observed)
     issuer = instance.sso.issuer
     yield Look(issuer, "/.well-known/openid-configuration", contains=f'"issuer":"{issuer}"',
-               what="the issuer describes itself under the name that the app expects")
+               what="the issuer describes itself under the name that the app expects",
+               unlike=f"what answers for {issuer} is no sign-on, or gives another issuer")
     yield Look(*split(authorization(instance)), status=(200, 302, 303), what="the registration knows the app's way back",
                unlike=unknown(instance))
-    yield Look(instance.url, instance.sso.callback, status=(200, 302, 400, 401), what="the app serves the way back",
-               unlike=f"the app has no page for the way back {instance.sso.callback}")
+    # What is wrong with the sign-on may be why no pod is ready: the home page is what a pod is asked for.
     yield Inside(instance.app, instance.app, ("python", "manage.py", "shell", "-c", inquiry(instance)),
-                 "the app's own side of the sign-on", contains="the sign-on is set up", seconds=60)
+                 "the app's own side of the sign-on", contains="the sign-on is set up", seconds=60, unready=True)
+    yield Look(instance.url, instance.sso.callback, status=(200, 302, 400, 401), what="the app serves the way back",
+               unlike=f"the way back {instance.sso.callback} does not answer from here as it does inside")
 
 
 def managed(instance: Instance) -> bool:
@@ -165,6 +183,31 @@ def managed(instance: Instance) -> bool:
 def application(instance: Instance) -> str:
     """Return the identifier of the application that people sign on to."""
     return f"webframeworks-paas-{instance.project}" if managed(instance) else instance.sso.identifier
+
+
+def served(instance: Instance, observed: Observed) -> str:
+    """Return the path of the way back that the app of this branch serves, "" when the branch does not tell."""
+    source = observed.source()
+    files = source.files if source and not source.error else {}
+    versions = [(int(found[1]), int(found[2])) for path, file in files.items() if not path.endswith(".py")
+                for found in ALLAUTH.finditer(file.text)]
+    if not versions:
+        return ""
+    provider = instance.sso.callback.removesuffix("/login/callback/").rpartition("/")[2]
+    if min(versions) < (0, 60):
+        return f"/accounts/{provider}/login/callback/"
+    lines = [found for path, file in files.items() if path.endswith(".py")
+             for found in re.findall(rf"^{OIDC_PREFIX}\s*=\s*(.*?)\s*(?:#.*)?$", file.text, re.MULTILINE)]
+    prefix = re.fullmatch(r"""(["'])([\w-]*)\1""", lines[-1]) if lines else re.fullmatch("()(.*)", "oidc")
+    if not prefix:
+        return ""  # It is computed when the app starts.
+    return "/".join(("/accounts", *filter(None, [prefix[2]]), provider, "login/callback/"))
+
+
+def serving(instance: Instance, observed: Observed) -> Instance:
+    """Return the instance with the way back that its branch serves, unless its file names one."""
+    known = served(instance, observed) if instance.sso.callback == SignOn.callback else ""
+    return dataclasses.replace(instance, sso=dataclasses.replace(instance.sso, callback=known)) if known else instance
 
 
 def way_back(instance: Instance) -> str:
@@ -248,7 +291,8 @@ def inquiry(instance: Instance) -> str:
     callback = instance.sso.callback
     provider = callback.removesuffix("/login/callback/").rpartition("/")[2]
     values = {"issuer": instance.sso.issuer, "client": application(instance), "back": way_back(instance),
-              "login": callback.removesuffix("callback/"), "host": instance.url.removeprefix("https://"), "provider": provider,
+              "callback": callback, "login": callback.removesuffix("callback/"),
+              "host": instance.url.removeprefix("https://"), "provider": provider,
               "roles": ROLES}
     return "\n".join(f"{name} = {value!r}" for name, value in values.items()) + INQUIRY
 
@@ -263,7 +307,12 @@ from allauth.socialaccount.models import SocialAccount
 from django.conf import settings
 from django.contrib.sites.models import Site
 from django.test import Client, override_settings
+from django.urls import Resolver404, resolve
 wrong = []
+try:
+    resolve(callback)
+except Resolver404:
+    wrong.append(f"the app has no page for the way back {callback}")
 if app_settings.EMAIL_VERIFICATION != "none":
     wrong.append("ACCOUNT_EMAIL_VERIFICATION is not none")
 if not Site.objects.filter(pk=settings.SITE_ID).exists():

@@ -304,7 +304,9 @@ def look(action: Look, connections: Connections) -> str:
         return f"{address} answers {status}, and should not"
     if status not in action.status:
         return f"{action.unlike} (it answers {status})" if action.unlike else f"{address} answers {status}"
-    return "" if action.contains in text else f"{address} does not contain {action.contains!r}"
+    if action.contains in text:
+        return ""
+    return f"{action.unlike} ({address})" if action.unlike else f"{address} does not contain {action.contains!r}"
 
 
 @compare.register

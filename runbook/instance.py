@@ -126,7 +126,8 @@ class SignOn:
 
     identifier: str = about("Application identifier: lower case, 3 to 32 characters; one per instance.")
     issuer: str = about("Issuer of the sign-on tokens.", default="https://auth.cern.ch/auth/realms/cern")
-    callback: str = about("Path that the app serves for the way back from sign-on.",
+    callback: str = about("Path that the app serves for the way back from sign-on; unless another is written here, it follows from "
+                          "the branch's version of django-allauth and its settings, as far as they tell.",
                           default="/accounts/oidc/cern/login/callback/")
     way: Literal["portal", "return-uri"] = about(
         "Whose registration: `portal` is one of the app's own, that a person makes; `return-uri` is the one that the "
@@ -240,6 +241,16 @@ def load(path: Path, target: str = "cern", facts: Mapping[str, Any] | None = Non
     return dataclasses.replace(made, name=path.stem, path=path, at=target, port=port)
 
 
+UNITS = {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15,
+         "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50}
+
+
+def size_of(text: str) -> float:
+    """Return a size as Kubernetes writes it (`1`, `512Mi`, `2G`) in bytes; 0 for what is none."""
+    found = re.fullmatch(r"([0-9.]+)([kKMGTP]i?|)", text)
+    return float(found[1]) * UNITS.get(found[2], 0) if found else 0
+
+
 def _check_storage(made: Instance, reader: _Reader) -> None:
     """Raise WrongUse when a path or a size can mean nothing sensible."""
     eos, shared = made.eos, made.volume
@@ -249,9 +260,7 @@ def _check_storage(made: Instance, reader: _Reader) -> None:
         raise reader.wrong("eos.patience", f"must be at least 1 second, found {eos.patience}")
     if shared.mount and not re.fullmatch(r"/[^:]+", shared.mount):
         raise reader.wrong("volume.mount", f"must be a path that begins with /, found {shared.mount!r}")
-    size = re.fullmatch(r"([1-9][0-9]*)([KMGT]i?)", shared.size)
-    units = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-    if not size or int(size[1]) * units[size[2]] < units["Mi"]:
+    if not re.fullmatch(r"[1-9][0-9]*[KMGT]i?", shared.size) or size_of(shared.size) < UNITS["Mi"]:
         raise reader.wrong("volume.size", f"must be at least 1Mi and have a unit, found {shared.size!r}",
                            "write it as 1Gi; a number alone is bytes")
 

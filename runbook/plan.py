@@ -250,7 +250,7 @@ class Look:
     refused: bool = False
     """Whether the site must not answer at all."""
     unlike: str = ""
-    """What another status means; said in place of address and status."""
+    """What another status, or a text without `contains`, means; said in place of address and status."""
 
 
 @dataclass(frozen=True)
@@ -291,6 +291,8 @@ class Inside:
     show: bool = False
     """Whether the reader sees what it prints."""
     seconds: float = 30
+    unready: bool = False
+    """Whether a pod that runs will do when none is ready: what is looked for may be the reason."""
     retry: float = 0
     """For how many seconds a look that fails is tried again: something remote may be late."""
 

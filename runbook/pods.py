@@ -55,11 +55,14 @@ def unhealthy(connections: Connections, pod: str) -> str:
     return max(said, key=lambda event: event.get("lastTimestamp") or "")["message"] if said else ""
 
 
-def ready(connections: Connections, deployment: str, container: str) -> str:
-    """Return the name of a pod of the newest ReplicaSet whose container is ready, "" when there is none."""
+def ready(connections: Connections, deployment: str, container: str, *, running: bool = False) -> str:
+    """Return the name of a pod of the newest ReplicaSet whose container is ready, or only runs, "" when there is none."""
+    def well(pod: Manifest) -> bool:
+        return any(c["name"] == container and ("running" in c.get("state", {}) if running else c["ready"])
+                   for c in pod.get("status", {}).get("containerStatuses", []))
+
     return next((pod["metadata"]["name"] for pod in newest(connections, deployment)
-                 if "deletionTimestamp" not in pod["metadata"]
-                 and any(c["name"] == container and c["ready"] for c in pod.get("status", {}).get("containerStatuses", []))), "")
+                 if "deletionTimestamp" not in pod["metadata"] and well(pod)), "")
 
 
 def _required(connections: Connections, deployment: str, container: str) -> str:
@@ -73,6 +76,8 @@ def look_inside(action: Inside, connections: Connections) -> str:
     """Run the looking command of a value; return "" when it succeeds and shows what it should, else what is seen."""
     command = action.unless or action.command
     pod = ready(connections, action.deployment, action.container)
+    if not pod and action.unready:
+        pod = ready(connections, action.deployment, action.container, running=True)
     if not pod:
         return f"no pod of {action.deployment} is ready"
     code, said = connections.cluster.execute(pod, action.container, command, action.seconds)

@@ -9,6 +9,7 @@ import pytest
 from procedures import environment, sso
 from runbook.errors import WrongUse
 from runbook.instance import load
+from runbook.observed import File, Source
 from runbook.plan import Accepts, Apply, Ask, Inside, Look, Object, WaitFor
 
 
@@ -32,6 +33,38 @@ def test_the_way_back_is_the_one_that_allauth_serves(plan, instance):
 def test_the_way_back_of_the_former_guide_is_refused_with_the_reason(plan, instance, unmet):
     former = dataclasses.replace(instance, sso=dataclasses.replace(instance.sso, callback="/accounts/cern/login/callback/"))
     assert unmet(plan(sso.register, former)) == ["/accounts/cern/login/callback/ is answered with 404 since django-allauth 0.60"]
+
+
+def branch(pin, settings="", error=""):
+    return {"source": Source("c", {"requirements.txt": File(pin), "app/settings.py": File(settings)}, error)}
+
+
+@pytest.mark.fault(3)
+@pytest.mark.parametrize(("known", "served"), [
+    (branch("django-allauth==64.0.0"), "/accounts/oidc/cern/login/callback/"),
+    (branch("Django==5\ndjango-allauth[socialaccount]==65.3.1 \\\n  --hash=x"), "/accounts/oidc/cern/login/callback/"),
+    (branch('[[package]]\nname = "django-allauth"\nversion = "0.60.0"'), "/accounts/oidc/cern/login/callback/"),
+    (branch("django-allauth==0.59.2"), "/accounts/cern/login/callback/"),
+    (branch("django-allauth==64.0.0", 'SOCIALACCOUNT_OPENID_CONNECT_URL_PREFIX = ""  # as before'), "/accounts/cern/login/callback/"),
+    (branch("django-allauth==64.0.0", "SOCIALACCOUNT_OPENID_CONNECT_URL_PREFIX = 'sso'"), "/accounts/sso/cern/login/callback/"),
+    # What does not tell leaves the default: an open version, a prefix from elsewhere, a branch that cannot be read.
+    (branch("django-allauth>=0.50"), "/accounts/oidc/cern/login/callback/"),
+    (branch("django-allauth==64.0.0", "SOCIALACCOUNT_OPENID_CONNECT_URL_PREFIX = config('X')"), "/accounts/oidc/cern/login/callback/"),
+    (branch("django-allauth==0.59.2", error="no such branch"), "/accounts/oidc/cern/login/callback/"),
+])
+def test_the_way_back_follows_from_the_branch(plan, instance, unmet, known, served):
+    values = plan(sso.register, instance, known)
+    assert only(values, Ask).values["redirect_uris"] == [f"https://dev-certhelper.web.cern.ch{served}"]
+    assert unmet(values) == []
+    (look,) = [value for value in plan(sso.verify, instance, known) if isinstance(value, Look) and value.url == instance.url]
+    assert look.path == served
+
+
+def test_a_way_back_that_the_branch_does_not_serve_is_refused(plan, instance, unmet):
+    written = dataclasses.replace(instance, sso=dataclasses.replace(instance.sso, callback="/accounts/x/cern/login/callback/"))
+    assert unmet(plan(sso.register, written, branch("django-allauth==64.0.0"))) == [
+        "the branch develop serves /accounts/oidc/cern/login/callback/, and not /accounts/x/cern/login/callback/"]
+    assert unmet(plan(sso.register, written, branch("django-allauth>=64"))) == []
 
 
 def test_the_local_way_back_has_the_routers_port(plan, local):
