@@ -18,11 +18,12 @@ from runbook.step import step
 def suspend(instance: Instance, observed: Observed) -> Plan:
     """Suspend every CronJob that starts builds through the webhook, as a set-up by hand does."""
     found = [one for one in observed.objects("CronJob") if calls_webhook(one, instance.app)]
-    for name in sorted(one["metadata"]["name"] for one in found):
+    # Which they are is known only by looking; without a look one of them stands for all.
+    for name in sorted(one["metadata"]["name"] for one in found) or ["NAME"] * observed.empty:
         yield Patch(Object("CronJob", name), {"spec": {"suspend": True}},
                     f"CronJob {name} starts builds by curl with the webhook's secret: it is suspended; "
                     f"`oc delete cronjob {name}` when nobody needs it", undo={"spec": {"suspend": False}}, foreign=True)
-    if not found:
+    if not found and not observed.empty:
         yield Require("no CronJob starts builds through the webhook", "", "")
 
 

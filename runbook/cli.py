@@ -11,7 +11,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -47,25 +47,24 @@ def namespace(runbook: Runbook, folder: Path, local: Local) -> Collection:
                           ("doctor", "build target text json debug")):
         guide.add_task(_guide_task(name, allowed.split(), runbook, folder, local))
     root.add_collection(guide)
-    specimen = functools.cache(lambda: _specimen(folder))
+    known = functools.cache(lambda: _readable(folder))
     for module in runbook.procedures:
         procedure = Collection(module.__name__.rpartition(".")[2])
         procedure.__doc__ = module.__doc__
         for step in runbook.steps:
             if step.procedure == procedure.name:
-                procedure.add_task(_step_task(step, specimen, folder, local))
+                procedure.add_task(_step_task(step, known, folder, local))
         root.add_collection(procedure)
     return root
 
 
-def _specimen(folder: Path) -> Instance | None:
-    """Return any instance that can be read: what options a step has hangs on its plan, and a plan on an instance."""
+def _readable(folder: Path) -> list[Instance]:
+    """Return the instances that can be read: what options a step has hangs on its plan, and a plan on an instance."""
+    found = []
     for path in sorted(folder.glob("*.toml")):
-        try:
-            return load(path)
-        except WrongUse:
-            continue
-    return None
+        with suppress(WrongUse):  # Its own run says what is wrong.
+            found.append(load(path))
+    return found
 
 
 Offered = Callable[[], Mapping[str, tuple[Any, str]]]
@@ -91,13 +90,11 @@ class _Task(Task):  # type: ignore[misc]
         return super().get_arguments(ignore_unknown_help)
 
 
-def _step_task(step: Step, specimen: Callable[[], Instance | None], folder: Path, local: Local) -> Task:
+def _step_task(step: Step, known: Callable[[], list[Instance]], folder: Path, local: Local) -> Task:
     def offered() -> Mapping[str, tuple[Any, str]]:
         from runbook import options
-        from runbook.observed import Observed
 
-        read = specimen()
-        shared = options.of(step, options.outline(step, read, Observed())) if read else options.OPTIONS
+        shared = options.offered(step, known())
         found: dict[str, tuple[Any, str]] = {option.name: (option.default, option.meaning) for option in shared}
         for name, parameter in step.options.items():
             about = next((a for a in get_args(parameter.annotation)[1:] if isinstance(a, str)), "")
@@ -108,9 +105,13 @@ def _step_task(step: Step, specimen: Callable[[], Instance | None], folder: Path
         own = {name: given.pop(name) for name in step.options}
         if "again" in step.options and "again" in given:
             own["again"] = given["again"]
-        with reporting(given) as report, \
-                opened(given, step.name, folder, local, report, before_login=step.before_login) as connections:
-            _run_step(step, connections, given, own, report)
+        with reporting(given) as report:
+            if step.everywhere and not given["build"]:
+                _of_all(lambda build: opened({**given, "build": build}, step.name, folder, local, report),
+                        lambda connections: _run_step(step, connections, given, own, report), folder, report)
+                return
+            with opened(given, step.name, folder, local, report, before_login=step.before_login) as connections:
+                _run_step(step, connections, given, own, report)
 
     doc = f"{step.summary}\n\nExample: invoke {step.name} --build=dev"
     return _Task(body, step.function.__name__, doc, offered)
@@ -158,7 +159,8 @@ def _guide_task(name: str, allowed: list[str], runbook: Runbook, folder: Path, l
                 _look_up(runbook, given, report)
                 return
             if name == "status" and not given["build"]:
-                _status_of_all(runbook, given, folder, local, report)
+                _of_all(lambda build: opened({**given, "build": build}, "guide.status", folder, local, report),
+                        lambda connections: _guide_status(runbook, connections, given, report), folder, report)
                 return
             with opened(given, f"guide.{name}", folder, local, report) as connections:
                 bodies[name](runbook, connections, given, report)
@@ -212,8 +214,9 @@ def _guide_status(runbook: Runbook, connections: Connections, _given: Mapping[st
     raise Exit(code=errors.DONE if all(s.state in ("done", "not wanted") for s in standings) else errors.TO_DO)
 
 
-def _status_of_all(runbook: Runbook, given: Mapping[str, Any], folder: Path, local: Local, report: Report) -> None:
-    """Show how every instance stands, one after the other; one that cannot be looked at is one line, and the others go on.
+def _of_all(opening: Callable[[str], AbstractContextManager[Connections]], look: Callable[[Connections], None], folder: Path,
+            report: Report) -> None:
+    """Look at every instance, one after the other; one that cannot be looked at is one line, and the others go on.
 
     Ends with 1 when one could not be looked at, else with 3 when there is something to do.
     """
@@ -221,8 +224,8 @@ def _status_of_all(runbook: Runbook, given: Mapping[str, Any], folder: Path, loc
     for build in sorted(path.stem for path in folder.glob("*.toml")):
         report.about(build)
         try:
-            with opened({**given, "build": build}, "guide.status", folder, local, report) as connections:
-                _guide_status(runbook, connections, given, report)
+            with opening(build) as connections:
+                look(connections)
         except Exit as ended:
             to_do |= ended.code != errors.DONE
         except GuideError as error:

@@ -352,7 +352,7 @@ def _asked(action: Ask) -> Iterator[str]:
 def _undo(step: Step, instances: Sequence[Instance], plan: Sequence[Action]) -> str:
     deeds = taken_back(plan)
     if not deeds:
-        return "It changes nothing, so there is nothing to undo."
+        return step.back or "It changes nothing, so there is nothing to undo."
     with_undo = any(option.name == "undo" for option in options.options(plan))
     return (calls(step, instances, "--undo") + "\n\n" if with_undo else "") + "\n".join(f"- {deed}" for deed in deeds)
 

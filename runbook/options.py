@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from runbook import errors
+from runbook.instance import Instance
+from runbook.observed import Observed
 from runbook.plan import Action, Apply, Credential, Execute, Patch, Scale, StartBuild
 from runbook.step import Step
 
@@ -78,7 +80,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("data", "With --undo: delete also what holds data; asks for the instance's name.", False,
            lambda plan: any(getattr(action, "data", False) for action in plan)),
     Option("force", "Take over fields that somebody else set, after showing them.", False,
-           lambda plan: any(isinstance(action, Apply) for action in plan)),
+           lambda plan: any(isinstance(action, Apply) or getattr(action, "foreign", False) for action in plan)),
     Option("rotate", "Replace the passwords of this step by new ones.", False,
            lambda plan: any(True for action in plan if isinstance(action, Apply | Execute) for _ in credentials(action))),
     Option("again", "Do it once more although it is done.", False,
@@ -97,6 +99,15 @@ def options(plan: Sequence[Action]) -> tuple[Option, ...]:
 def of(step: Step, plan: Sequence[Action]) -> tuple[Option, ...]:
     """Return the options of a step; one that is another's undo has no undo and nothing to renew."""
     return tuple(option for option in options(plan) if not (step.undoes and option.name in ("undo", "rotate", "again")))
+
+
+def offered(step: Step, instances: Sequence[Instance]) -> tuple[Option, ...]:
+    """Return the options that a step's command takes: those that it has for any of the instances; all when there is none.
+
+    Only what follows from the settings is seen, so a step whose plan follows from what it observes outlines it without.
+    """
+    taken = {option for instance in instances for option in of(step, outline(step, instance, Observed()))}
+    return tuple(option for option in OPTIONS if option in taken) if instances else OPTIONS
 
 
 def outline(step: Step, instance: Any, observed: Any, **given: Any) -> list[Action]:

@@ -148,8 +148,9 @@ class Report:
         """Show a table; as JSON one object a row."""
         self.quiet()
         if self.as_json:
+            instance = {"instance": self._build} if self._build else {}  # `build` is a column of the images' history
             for row in table.rows:
-                self._print(json.dumps(dict(zip(table.head, row, strict=True))))
+                self._print(json.dumps(instance | dict(zip(table.head, row, strict=True))))
             return
         if not table.rows:
             self._print(table.empty)

@@ -41,6 +41,10 @@ class Step:
     """The step whose undo this one is, under a name that people look for: `eos.unmount` undoes `eos.mount`."""
     before_login: bool = False
     """Whether it works without a log-in to the cluster."""
+    back: str = ""
+    """How it is taken back when no `--undo` does that; a sentence for the page."""
+    everywhere: bool = False
+    """Whether it is done for every instance when none is named: it only looks."""
 
     @property
     def procedure(self) -> str:
@@ -86,10 +90,10 @@ class Step:
 def step(*, needs: Sequence[Step] = (), operation: bool = False, person: bool = False,
          wanted: Wanted = lambda _: True, unconfirmed: str = "", see: str = "",
          otherwise: Sequence[tuple[str, str]] = (), undoes: Step | None = None,
-         before_login: bool = False) -> Callable[[Callable[..., Plan]], Step]:
+         before_login: bool = False, back: str = "", everywhere: bool = False) -> Callable[[Callable[..., Plan]], Step]:
     """Make a function a step; see `Step` for the meaning of each word."""
     return lambda function: Step(function, tuple(needs), operation or bool(undoes), person, wanted, unconfirmed, see,
-                                 tuple(otherwise), undoes, before_login)
+                                 tuple(otherwise), undoes, before_login, back, everywhere)
 
 
 @dataclass(frozen=True)
