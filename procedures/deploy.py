@@ -157,12 +157,19 @@ def before(instance: Instance, observed: Observed, reason: str) -> Plan:
     wanted = instance.deploy
     if not reason or not running_digest(instance, observed):
         return  # Nobody is disturbed by a site that is not there yet.
-    if wanted.when or wanted.ask:
-        when = f"{instance.name} is deployed {wanted.when}" if wanted.when else f"{instance.name} is not deployed at will"
-        asked = f"; ask {wanted.ask} first" if wanted.ask else ""
-        yield Confirm(f"{when}{asked}. Deploy now ({reason})?")
+    if said := policy(instance):
+        yield Confirm(f"{said}. Deploy now ({reason})?")
     if wanted.backup:
         yield database.dumped(instance, observed, f"before a deployment: {reason}")
+
+
+def policy(instance: Instance) -> str:
+    """Return when the instance may be deployed and who is asked before, "" when it is deployed at will."""
+    wanted = instance.deploy
+    if not (wanted.when or wanted.ask):
+        return ""
+    when = f"{instance.name} is deployed {wanted.when}" if wanted.when else f"{instance.name} is not deployed at will"
+    return when + (f"; ask {wanted.ask} first" if wanted.ask else "")
 
 
 def served(instance: Instance) -> Plan:
@@ -285,6 +292,7 @@ def schedule_name(instance: Instance) -> str:
         ("Nothing starts at the time.", ("The schedule is suspended until `deploy.resume`; `oc describe cronjob` shows what "
                                          "became of each time.")),
     ),
+    unconfirmed="That the platform takes a CronJob's `timeZone` (Kubernetes 1.27 or newer): `oc version` tells.",
 )
 def schedule(instance: Instance, observed: Observed) -> Plan:
     """Make a CronJob that starts builds by the clock, suspended at first."""
@@ -356,6 +364,8 @@ def cron_job(instance: Instance, image: str, *, suspend: bool) -> Manifest:
     otherwise=(
         ("`there is no schedule`", "Set `cron` below [schedule] in the instance file and run `deploy.schedule`."),
         ("`it is held`", "An older image runs on purpose; `deploy.release` ends that."),
+        ("`a build by the clock makes no dump`", "`backup` below [deploy] asks for a dump before each deployment. With `--once` "
+                                                 "it is made now, for one build."),
     ),
 )
 def resume(instance: Instance, observed: Observed, *,
@@ -368,6 +378,15 @@ def resume(instance: Instance, observed: Observed, *,
     found = observed.object("CronJob", name)
     yield Require("there is a schedule", "" if found or observed.empty else "there is no schedule",
                   "set `cron` below [schedule] in the instance file, then `invoke deploy.schedule`")
+    # Nobody can be asked when the clock strikes, so whoever lets it strike is.
+    yield Require("each deployment has its dump", "a build by the clock makes no dump"
+                  if instance.deploy.backup and not once and not observed.empty else "",
+                  "`--once` dumps now and lets one build start; `deploy.build` dumps each time")
+    if found is None or found["spec"].get("suspend"):
+        if said := policy(instance):
+            yield Confirm(f"{said}. Let builds start at `{instance.schedule.cron}` ({instance.schedule.zone}) without asking?")
+        if instance.deploy.backup:
+            yield database.dumped(instance, "before a build by the clock")
     account = [{"kind": "ServiceAccount", "name": name, "namespace": instance.project}]
     yield Patch(Object("RoleBinding", f"{name}-once"), {"subjects": account if once else None},
                 "it suspends itself after one build" if once else "it goes on after each build", {"subjects": None})
@@ -390,6 +409,7 @@ def suspend(instance: Instance, observed: Observed) -> Plan:
     needs=(app.create,),
     operation=True,
     see="The site answers from the older image, and `deploy.history` marks it as held.",
+    back="`deploy.release` holds the image no longer; then `deploy.build` runs the newest commit again.",
     otherwise=(
         ("`there is no image '…'` or `there is no image at all`", "`deploy.history` lists the images that the project still has."),
         ("The older app fails with `column … does not exist` or `relation … already exists`, or the command "
@@ -472,6 +492,7 @@ def question(observed: Observed, now: Manifest | None, then: Manifest | None) ->
     needs=(app.create,),
     operation=True,
     see="`deploy.history` holds nothing any more; `deploy.build` builds what is newest.",
+    back="`deploy.rollback` holds an older image again.",
     otherwise=(("The older image still runs.", "That is right: the next `deploy.build` or `guide.run` replaces it."),),
     unconfirmed="That the tag keeps its image when its entry in the spec is taken out: "
                 "`oc get is NAME -o yaml` before and after `oc patch is NAME --type=merge -p '{\"spec\":{\"tags\":null}}'` "
@@ -488,6 +509,7 @@ def release(instance: Instance, observed: Observed) -> Plan:
 @step(
     needs=(app.create,),
     operation=True,
+    everywhere=True,
     see="One line for each image that the tag had, the newest first; the one that runs is marked.",
     otherwise=(("`nothing was built yet`", "Run `deploy.build`."),),
 )
@@ -554,14 +576,30 @@ NEEDED = {"requests.cpu": "100m", "cpu": "100m", "pods": "1"}
 
 def enough(instance: Instance, observed: Observed) -> Require:
     """Require that the project's quota leaves room for a build and for a second pod of the app."""
-    memory = instance.deploy.memory
-    needed = NEEDED | {"requests.memory": memory, "memory": memory, "limits.memory": "2Gi", "limits.cpu": "1"}
+    needed = asked_for(instance)
     lacking = [f"{left(hard, used)} of {key}, and {needed[key]} is needed" for quota in observed.objects("ResourceQuota")
                for key, hard in ((quota.get("status") or {}).get("hard") or {}).items() if key in needed
                for used in [quota["status"].get("used", {}).get(key, "0")]
                if amount(hard) - amount(used) < amount(needed[key])]
     return Require("the quota leaves room for a build and a pod", f"the quota leaves {'; '.join(lacking)}" if lacking else "",
-                   "`oc describe quota` shows what is used; stop what nobody needs, or ask for more in a Service Now ticket")
+                   f"`oc describe quota` shows what is used; {MORE}")
+
+
+MORE = "stop what nobody needs, or ask for more in a Service Now ticket"
+
+
+def asked_for(instance: Instance) -> dict[str, str]:
+    """Return what a build and one more pod of the app ask of a quota, by the quota's own names."""
+    memory = instance.deploy.memory
+    return NEEDED | {"requests.memory": memory, "memory": memory, "limits.memory": "2Gi", "limits.cpu": "1"}
+
+
+def leaves_room(instance: Instance, line: str) -> bool:
+    """Return whether a line of a quota, such as `pods: 3 of 10`, leaves what a deployment asks for, and anything at all."""
+    name, _, rest = line.partition(": ")
+    used, _, hard = rest.partition(" of ")
+    left_over = amount(hard) - amount(used)
+    return left_over > 0 and left_over >= amount(asked_for(instance).get(name, "0"))
 
 
 def left(hard: str, used: str) -> str:

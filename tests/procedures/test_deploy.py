@@ -315,6 +315,28 @@ def test_resume_needs_a_schedule_and_no_held_image(plan, instance, running, unme
     assert unmet(plan(deploy.resume, instance, running)) == ["it is held: by me, since then: why"]
 
 
+def policied(instance, **policy):
+    return dataclasses.replace(instance, deploy=dataclasses.replace(instance.deploy, **policy))
+
+
+def test_whoever_lets_the_clock_build_is_asked_what_a_build_asks(plan, instance, running, unmet):
+    running[Object("CronJob", f"{NAME}-schedule")] = {"spec": {"suspend": True}}
+
+    def made(**policy):
+        values = plan(deploy.resume, policied(instance, **policy), running, once=True)
+        return [v.question for v in values if isinstance(v, Confirm)], [v for v in values if isinstance(v, Dump)]
+
+    assert made() == ([], [])
+    (question,), dumps = made(when="on shift changes only", ask="the shift leader", backup=True)
+    assert question.startswith("dev is deployed on shift changes only; ask the shift leader first. Let builds start at")
+    assert len(dumps) == 1
+    guarded = policied(instance, backup=True)
+    assert unmet(plan(deploy.resume, guarded, running)) == ["a build by the clock makes no dump"]
+    assert unmet(plan(deploy.resume, guarded, running, once=True)) == []
+    running[Object("CronJob", f"{NAME}-schedule")] = {"spec": {"suspend": False}}
+    assert made(when="at night", backup=True) == ([], []), "it goes on already: that was asked"
+
+
 def test_once_gives_the_account_one_more_right_and_without_it_takes_it_away(plan, instance, running):
     running[Object("CronJob", f"{NAME}-schedule")] = {"spec": {"suspend": True}}
     for once, subjects in ((True, f"{NAME}-schedule"), (False, None)):
