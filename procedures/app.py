@@ -4,7 +4,7 @@ import json
 import re
 from typing import Annotated
 
-from procedures import project, source
+from procedures import project, source, sso
 from runbook.instance import Instance
 from runbook.observed import Observed
 from runbook.plan import (
@@ -173,23 +173,58 @@ if password:
 user.save()"""
 
 
+HAS_ROLE = """\
+import sys
+from django.contrib.auth import get_user_model
+model = get_user_model()
+level = getattr(model, {role!r}.upper(), None)
+wanted = {{model.USERNAME_FIELD: {name!r}}}
+sys.exit(level is None or not model.objects.filter(user_privilege=level, is_staff=level >= model.SHIFTLEADER,
+                                                   is_superuser=level >= model.ADMIN, **wanted).exists())"""
+GIVE_ROLE = """\
+import sys
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Group
+model = get_user_model()
+if not any(field.name == "user_privilege" for field in model._meta.get_fields()):
+    sys.exit("the app keeps no roles: give {name} the role {role} in the application portal")
+user = model.objects.filter(**{{model.USERNAME_FIELD: {name!r}}}).first()
+if user is None:
+    sys.exit("there is no user {name}: let {name} sign in at the site once")
+user.user_privilege = level = getattr(model, {role!r}.upper())
+user.is_staff, user.is_superuser = level >= model.SHIFTLEADER, level >= model.ADMIN
+user.save()
+user.groups.set(Group.objects.filter(name=user.get_user_privilege_display()))"""
+"""What certhelper does when a sign-on brings a role, and also downwards, which it never does by itself."""
+
+
 @step(
     operation=True,
-    see="The user sees the site's administration at `/admin/`.",
+    see="The user sees the site's administration at `/admin/`, or has the role.",
+    back="`--role=guest` takes every right of a person away; so does an administrator at `/admin/`, below Users.",
     otherwise=(
         ("`which user?` or `is no user's name`", "Name one with `--user=NAME`, as the site shows it."),
+        ("`the app keeps no roles`", "Its users bring theirs from the sign-on: give the role in the application portal, to the "
+                                     "person or to an e-group; it counts from the next sign-on."),
         ("`there is no user`", "Let the user sign in at the site once, which makes it; then run this again. For an app that takes "
                                "passwords, give one: `RUNBOOK_ADMIN_PASSWORD_FILE` names a file that holds it."),
         ("`no pod of … is ready`", "The app does not run: `app.logs` says why."),
     ),
 )
-def admin(instance: Instance, observed: Observed, *, user: Annotated[str, "The user's name in the app."] = "") -> Plan:
-    """Make a user of the app a superuser."""
+def admin(instance: Instance, observed: Observed, *, user: Annotated[str, "The user's name in the app."] = "",
+          role: Annotated[str, "A role to give instead: guest, shifter, shiftleader, expert or admin."] = "") -> Plan:
+    """Make a user of the app a superuser, or give one a role."""
     yield Require("a user is named", "" if observed.empty or re.fullmatch(r"[\w.@+-]{1,150}", user) else
                   f"{user!r} is no user's name" if user else "which user?",
                   f"`invoke app.admin --build={instance.name} --user=NAME`")
+    yield Require("the role is one that the app knows", "" if role in ("", "guest", *sso.ROLES) else f"there is no role {role!r}",
+                  f"one of guest, {', '.join(sso.ROLES)}")
     name = user or "NAME"
     manage = ("python", "manage.py", "shell", "-c")
+    if role:
+        yield Inside(instance.app, instance.app, (*manage, GIVE_ROLE.format(name=name, role=role)), f"{name} has the role {role}",
+                     unless=(*manage, HAS_ROLE.format(name=name, role=role)), seconds=90)
+        return
     # With single sign-on nobody logs in by password, so none is asked for; the pod's process reads it from its input.
     password = Credential("admin-password", f"password of {name}, empty for none", optional=True)
     yield Inside(instance.app, instance.app, (*manage, MAKE_SUPERUSER.format(name=name)), f"{name} is a superuser",
@@ -199,6 +234,7 @@ def admin(instance: Instance, observed: Observed, *, user: Annotated[str, "The u
 @step(
     operation=True,
     see="All pods of the app were made anew; the site answered all the time.",
+    back="Only its pods are new, so there is nothing to take back.",
     otherwise=(("The wait ends with an error, or `there is no Deployment`.",
                 "The fresh pod does not start, and the former one goes on. `app.logs --previous` says why."),),
 )

@@ -6,8 +6,10 @@ import itertools
 import pytest
 
 from procedures import RUNBOOK
+from runbook import markdown
 from runbook.observed import Observed
-from runbook.plan import Apply, marked
+from runbook.plan import Apply, Execute, Inside, Object, Patch, Require, Restore, Scale, StartBuild, Write, marked
+from runbook.step import step as make
 
 STEPS = pytest.mark.parametrize("step", RUNBOOK.steps, ids=lambda step: step.name)
 MERGE_KEYS = ("containerPort", "mountPath", "name", "port", "type")
@@ -93,6 +95,33 @@ def test_a_step_says_what_it_does_and_what_to_see(step):
     for symptom, cure in step.otherwise:
         assert symptom
         assert cure.endswith(".")
+
+
+CHANGING = (Apply, Execute, Patch, Restore, Scale, StartBuild, Write)
+
+
+def untold(step, instance):
+    """Return whether a step's page leaves out how it is taken back, or tells it of a step that changes nothing."""
+    values = list(step.plan(instance, Observed()))
+    changes = any(isinstance(value, CHANGING) or (isinstance(value, Inside) and value.unless) for value in values)
+    return bool(step.back) if not changes else not (step.back or markdown.taken_back(values))
+
+
+@STEPS
+def test_a_page_that_says_that_nothing_changes_tells_the_truth(step, instance):
+    assert not untold(step, instance)
+
+
+def test_a_way_back_that_is_left_out_would_be_seen(instance):
+    def moved(_instance, _observed):
+        yield Patch(Object("Route", "a"), {"spec": {}}, "it leads elsewhere")
+
+    def looked(_instance, _observed):
+        yield Require("all is well", "", "")
+
+    assert untold(make(operation=True)(moved), instance)
+    assert not untold(make(operation=True, back="Move it back.")(moved), instance)
+    assert untold(make(operation=True, back="Move it back.")(looked), instance)
 
 
 @STEPS

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -120,7 +121,67 @@ def test_a_superuser_with_a_password_can_use_it_and_nobody_sees_it(site: Site) -
         sql(site, "DELETE FROM auth_user WHERE username = 'keeper'")
 
 
-@pytest.mark.parametrize(("words", "says"), [((), "which user?"), (("--user=a b",), "is no user's name")])
+MODEL = """
+from django.contrib.auth.models import AbstractUser
+from django.db import models
+class User(AbstractUser):
+    GUEST, SHIFTER, SHIFTLEADER, EXPERT, ADMIN = 0, 10, 20, 30, 50
+    user_privilege = models.IntegerField(default=GUEST, choices=(
+        (GUEST, "Guests"), (SHIFTER, "Shifters"), (SHIFTLEADER, "Shift Leaders"), (EXPERT, "Experts"), (ADMIN, "Administrators")))
+"""
+"""The users of certhelper, as far as a role goes."""
+SHAPED = """
+AUTH_USER_MODEL = "shape.User"
+INSTALLED_APPS = ["shape", *INSTALLED_APPS]
+DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "/tmp/shape.sqlite3"}}
+"""
+MADE = """
+from django.contrib.auth.models import Group
+from shape.models import User
+Group.objects.create(name="Experts")
+User.objects.create(username="worker")
+"""
+HELD = """
+from shape.models import User
+one = User.objects.get(username="worker")
+print("held", one.user_privilege, one.is_staff, one.is_superuser, *one.groups.values_list("name", flat=True))
+"""
+
+
+@pytest.fixture
+def certhelper(site: Site) -> Iterator[Site]:
+    """The site, whose commands meet certhelper's users in a database of their own; the app itself serves on as it is."""
+    pod = f"deployment/{site.instance.app}"
+    site.inside(pod, "sh", "-c", "mkdir shape && touch shape/__init__.py && cat > shape/models.py", text=MODEL)
+    try:
+        with site.settings(SHAPED):
+            site.inside(pod, "python", "manage.py", "migrate", "--run-syncdb")
+            yield site
+    finally:
+        site.inside(pod, "rm", "-rf", "shape", "/tmp/shape.sqlite3")
+
+
+def managed(site: Site, lines: str) -> str:
+    return site.inside(f"deployment/{site.instance.app}", "python", "manage.py", "shell", "-c", lines).rpartition("held ")[2].strip()
+
+
+def test_a_role_is_given_as_certhelper_keeps_it_and_taken_away(certhelper: Site) -> None:
+    missing = certhelper("app.admin", "--user=worker", "--role=expert", code=1)
+    assert "there is no user worker" in missing.stderr
+    managed(certhelper, MADE)
+    for role, held in (("expert", "30 True False Experts"), ("admin", "50 True True"), ("shifter", "10 False False"), ("guest", "0 False False")):
+        assert certhelper.outcomes("app.admin", "--user=worker", f"--role={role}")["app.admin"]["state"] == "changed"
+        assert managed(certhelper, HELD) == held
+        assert certhelper.outcomes("app.admin", "--user=worker", f"--role={role}")["app.admin"]["state"] == "unchanged"
+
+
+def test_an_app_that_keeps_no_roles_says_where_they_are_given(site: Site) -> None:
+    refused = site("app.admin", "--user=visitor", "--role=expert", code=1).stderr
+    assert "the app keeps no roles" in refused and "application portal" in refused
+
+
+@pytest.mark.parametrize(("words", "says"), [((), "which user?"), (("--user=a b",), "is no user's name"),
+                                             (("--user=a", "--role=boss"), "there is no role 'boss'")])
 def test_a_wrong_name_is_one_sentence(site: Site, words: tuple[str, ...], says: str) -> None:
     assert says in site("app.admin", *words, code=1).stderr
 
