@@ -1,13 +1,16 @@
 """Exposing the app: who may visit the site, only CERN or the whole Internet."""
 
-from procedures import app, deploy
+from procedures import app, deploy, prerequisites
 from runbook.instance import Instance
 from runbook.observed import Observed
-from runbook.plan import Apply, Confirm, Look, Plan, Require
+from runbook.plan import Apply, Confirm, Look, Object, Patch, Plan, Require
 from runbook.step import step
 
 WHITELIST = "haproxy.router.openshift.io/ip_whitelist"
-"""The networks that the router lets in. Empty: all. Absent: the platform fills in its own list, CERN's."""
+"""The networks that the router lets in. Empty: all. Absent: nobody promises what the platform makes of that."""
+
+DEFAULT = "custom-ingress.okd.cern.ch/default-route-ip-whitelist"
+"""The annotation of a project with the list that the platform gives to its new Routes: CERN's networks."""
 
 EXPOSED = "guide/exposed"
 """A field that nobody else sets: by it the step is known to have been here when somebody changed the other one."""
@@ -24,10 +27,9 @@ EXPOSED = "guide/exposed"
         ("From outside: `Empty reply from server`, or the browser says `ERR_EMPTY_RESPONSE`",
          "The router lets only CERN in: `expose.open` has not been run, or somebody put a list on the Route."),
     ),
-    unconfirmed="Whether the platform fills the list in again when the annotation is taken away: "
-                "`oc get route NAME -o yaml` after `expose.close` would tell.",
+    unconfirmed=f"That the project has its default list as the annotation `{DEFAULT}`: `oc get project NAME -o yaml` would tell.",
 )
-def open(instance: Instance, _observed: Observed) -> Plan:  # noqa: A001
+def open(instance: Instance, observed: Observed) -> Plan:  # noqa: A001
     """Let the whole Internet visit the site."""
     yield Require("the site may be exposed",
                   "sites of the category Test cannot be exposed" if instance.site.category == "Test" else "",
@@ -35,11 +37,20 @@ def open(instance: Instance, _observed: Observed) -> Plan:  # noqa: A001
     # The name of the Route is enough: only who may visit it is this step's.
     yield Apply({"apiVersion": "route.openshift.io/v1", "kind": "Route",
                  "metadata": {"name": instance.app, "annotations": {WHITELIST: "", EXPOSED: "internet"}}}, part=True)
+    yield Patch(Object("Route", instance.app), {"metadata": {"annotations": {WHITELIST: ""}}}, "who may visit the site",
+                undo={"metadata": {"annotations": {WHITELIST: inside(instance, observed)}}})
+
+
+def inside(instance: Instance, observed: Observed) -> str:
+    """Return the list of networks that closes a Route: the project's default, and CERN's networks when it has none."""
+    project = observed.object("Namespace", instance.project) or {"metadata": {}}
+    found: str = (project["metadata"].get("annotations") or {}).get(DEFAULT, "")
+    return found or prerequisites.NETWORKS
 
 
 @step(
     undoes=open,
-    see="The Route carries the platform's own list of networks again.",
+    see="The Route carries the project's own list of networks.",
     otherwise=(("`its list of networks is empty: everybody may come`, or the site still answers from outside.",
                 "Set `internet = false` below [expose], or the next `guide.run` opens it again; then `expose.verify`."),),
 )
@@ -62,9 +73,10 @@ def verify(instance: Instance, observed: Observed) -> Plan:
     wanted = instance.expose.internet
     route = observed.object("Route", instance.app) or {"metadata": {}}
     allowed = (route["metadata"].get("annotations") or {}).get(WHITELIST)
-    found = "" if observed.empty or (allowed == "") == wanted else \
-        f"its list of networks is {allowed or 'absent'}" if wanted else "its list of networks is empty: everybody may come"
-    yield Require(f"the Route lets in {'everybody' if wanted else 'CERN only'}", found,
+    said = "there is no list of networks, so who may come is not known" if allowed is None else \
+        f"its list of networks is {allowed}" if allowed else "its list of networks is empty: everybody may come"
+    right = allowed == "" if wanted else bool(allowed)
+    yield Require(f"the Route lets in {'everybody' if wanted else 'CERN only'}", "" if observed.empty or right else said,
                   f"`invoke expose.{'open' if wanted else 'close'} --build={instance.name}`")
     yield Look(instance.url, "/", what="the home page, from here")
     if instance.at == "local":

@@ -2,30 +2,42 @@
 
 from collections.abc import Iterator
 
-from procedures import database
+from procedures import database, deploy, sso
 from runbook.instance import Instance
 from runbook.observed import Machine, Observed
 from runbook.plan import Ask, LoggedIn, Plan, Require, Show
 from runbook.step import step
 
 TOKENS = "https://oauth-openshift.paas.cern.ch/oauth/token/display"
-TUNNEL = "sshuttle -r USER@lxtunnel.cern.ch 137.138.0.0/16 128.141.0.0/16 128.142.0.0/16 188.184.0.0/15"
+NETWORKS = "137.138.0.0/16 128.141.0.0/16 128.142.0.0/16 188.184.0.0/15"
+"""CERN's networks."""
+TUNNEL = f"sshuttle -r USER@lxtunnel.cern.ch {NETWORKS}"
 """CERN's networks through a tunnel, from anywhere."""
-RESOURCES = (("", "secrets"), ("", "services"), ("", "persistentvolumeclaims"), ("apps", "deployments"),
-             ("batch", "cronjobs"), ("build.openshift.io", "buildconfigs"), ("image.openshift.io", "imagestreams"),
-             ("route.openshift.io", "routes"), ("coordination.k8s.io", "leases"))
+RESOURCES = (("", "secrets"), ("", "configmaps"), ("", "services"), ("", "serviceaccounts"), ("", "persistentvolumeclaims"),
+             ("apps", "deployments"), ("batch", "cronjobs"), ("build.openshift.io", "buildconfigs"),
+             ("image.openshift.io", "imagestreams"), ("route.openshift.io", "routes"), ("coordination.k8s.io", "leases"),
+             ("rbac.authorization.k8s.io", "roles"), ("rbac.authorization.k8s.io", "rolebindings"))
 """What the steps make in the project."""
+WAY_BACK = ("webservices.cern.ch", "oidcreturnuris")
+"""What `sso.register` makes in place of a form, where the instance file says so."""
 VERBS = ("get", "list", "create", "patch", "delete")
-FURTHER = (("", "pods", "list"), ("", "pods/log", "get"), ("", "pods/exec", "create"), ("apps", "deployments/scale", "patch"),
-           ("build.openshift.io", "buildconfigs/instantiate", "create"))
+FURTHER = (("", "pods", "list"), ("", "pods", "create"), ("", "pods", "delete"), ("", "pods/log", "get"),
+           ("", "pods/exec", "create"), ("apps", "deployments/scale", "patch"),
+           ("apps", "replicasets", "list"), ("", "events", "list"), ("", "resourcequotas", "list"),
+           ("build.openshift.io", "buildconfigs/instantiate", "create"), ("build.openshift.io", "builds", "list"))
 """What they do besides."""
 
 
-def forbidden(machine: Machine) -> list[str]:
+def resources(instance: Instance) -> list[tuple[str, str]]:
+    """Return what the steps make for this instance: group and resource."""
+    return [*RESOURCES, WAY_BACK] if sso.managed(instance) else [*RESOURCES]
+
+
+def forbidden(instance: Instance, machine: Machine) -> list[str]:
     """Return what the steps do and whoever is logged in may not; nothing when there is no project yet."""
     if machine.rules is None:
         return []
-    wanted = [(group, resource, verb) for group, resource in RESOURCES for verb in VERBS] + list(FURTHER)
+    wanted = [(group, resource, verb) for group, resource in resources(instance) for verb in VERBS] + list(FURTHER)
     missing = [(f"{resource}.{group}".rstrip("."), verb) for group, resource, verb in wanted
                if not any(rule.allows(group, resource, verb) for rule in machine.rules)]
     return [f"{' '.join(verb for one, verb in missing if one == name)} {name}" for name in dict.fromkeys(n for n, _ in missing)]
@@ -55,6 +67,7 @@ def check(instance: Instance, observed: Observed) -> Plan:
         yield Require("the API server can be reached", "", f"work on lxplus, or through a tunnel: `{TUNNEL}`")
         yield Require("somebody is logged in", "", f"`invoke prerequisites.login --build={instance.name}`")
         return
+    lacking = ", ".join(forbidden(instance, machine))
     held = list(required(instance, observed, machine))
     cures = {one.what: one.cure for one in held if one.found}
     yield Show(("what", "found", "cure"), (
@@ -71,8 +84,8 @@ def check(instance: Instance, observed: Observed) -> Plan:
         ("project", instance.project if machine.rules is not None else "not there yet",
          "" if machine.rules is not None else f"`invoke project.request --build={instance.name}`"),
         ("rights", ("all that the steps need" if machine.rules is not None else "known once the project is there")
-         if not forbidden(machine) else "may not " + ", ".join(forbidden(machine)), cures.get("you may do what the steps do", "")),
-        *(("quota", line, "") for line in machine.quota),
+         if not lacking else f"may not {lacking}", cures.get("you may do what the steps do", "")),
+        *(("quota", line, "" if deploy.leaves_room(instance, line) else deploy.MORE) for line in machine.quota),
         *((f"server-side apply, {kind}", said or "taken", "") for kind, said in machine.applies.items()),
     ))
     yield from held
@@ -87,7 +100,8 @@ def required(instance: Instance, observed: Observed, machine: Machine) -> Iterat
     yield Require("somebody is logged in", machine.login, f"`invoke prerequisites.login --build={instance.name}`")
     set_up = machine.rules is not None and observed.object("Secret", database.app_password(instance).secret)
     yield Require("the database server can be reached", machine.database if set_up else "", tunnel)
-    yield Require("you may do what the steps do", "you may not " + ", ".join(forbidden(machine)) if forbidden(machine) else "",
+    lacking = ", ".join(forbidden(instance, machine))
+    yield Require("you may do what the steps do", f"you may not {lacking}" if lacking else "",
                   "ask the owner of the site to make you, or your e-group, an administrator")
     refused = "; ".join(f"{kind}: {said}" for kind, said in machine.applies.items() if said)
     yield Require("server-side apply is taken", refused, "send this table to whoever looks after the guide")

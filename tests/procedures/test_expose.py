@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from procedures import expose
-from runbook.plan import Apply, Confirm, Look, Object
+from procedures import expose, prerequisites
+from runbook.plan import Apply, Confirm, Look, Object, Patch
 
 
 def wanting(instance, internet, category="Official"):
@@ -23,6 +23,15 @@ def test_an_empty_list_is_everybody(plan, instance):
     assert part.manifest["metadata"] == {"name": instance.app, "annotations": {expose.WHITELIST: "", expose.EXPOSED: "internet"}}
 
 
+@pytest.mark.parametrize(("annotations", "closed"), [
+    ({expose.DEFAULT: "10.1.0.0/16 10.2.0.0/16"}, "10.1.0.0/16 10.2.0.0/16"),
+    ({}, prerequisites.NETWORKS), ({expose.DEFAULT: ""}, prerequisites.NETWORKS)])
+def test_taken_back_the_route_has_the_projects_own_list_and_never_an_empty_one(plan, instance, annotations, closed):
+    known = {Object("Namespace", instance.project): {"metadata": {"annotations": annotations}}}
+    (patch,) = [v for v in plan(expose.open, wanting(instance, internet=True), known) if isinstance(v, Patch)]
+    assert patch.undo == {"metadata": {"annotations": {expose.WHITELIST: closed}}}
+
+
 def test_a_test_site_cannot_be_exposed(plan, instance, unmet):
     assert unmet(plan(expose.open, wanting(instance, internet=True, category="Test"))) == [
         "sites of the category Test cannot be exposed"]
@@ -33,9 +42,11 @@ def test_a_test_site_cannot_be_exposed(plan, instance, unmet):
     (True, "10.0.0.0/8", ["its list of networks is 10.0.0.0/8"]),
     (False, "10.0.0.0/8", []),
     (False, "", ["its list of networks is empty: everybody may come"]),
+    (False, None, ["there is no list of networks, so who may come is not known"]),
+    (True, None, ["there is no list of networks, so who may come is not known"]),
 ])
 def test_the_route_is_compared_with_the_setting(plan, instance, unmet, internet, value, *, found):
-    known = listed(instance, **{expose.WHITELIST: value})
+    known = listed(instance, **({} if value is None else {expose.WHITELIST: value}))
     assert unmet(plan(expose.verify, wanting(instance, internet=internet), known)) == found
 
 

@@ -4,9 +4,11 @@ import dataclasses
 
 import pytest
 
-from procedures import prerequisites
+from procedures import RUNBOOK, deploy, prerequisites
+from runbook.clients.cluster import KINDS
 from runbook.observed import Machine, Rule
-from runbook.plan import Ask, LoggedIn, Require, Show
+from runbook.plan import Apply, Ask, LoggedIn, Patch, Require, Show
+from tests.procedures.test_all import everything
 
 GOOD = Machine(programs={"python": "3.12.1", "git": "2.45", "oc": "", "pg_dump": "17.2"}, network="", login="", user="ann",
                database="", rules=(Rule(("*",), ("*",), ("*",)),), quota=("requests.cpu: 100m of 1",),
@@ -48,10 +50,31 @@ def test_before_there_is_a_project_nothing_is_asked_of_it(plan, instance):
     assert "database.request" in table["database server"][1]
 
 
-def test_rights_are_named_by_verb_and_resource():
+def test_rights_are_named_by_verb_and_resource(instance):
     machine = dataclasses.replace(GOOD, rules=(Rule(("*",), ("*",), ("get", "list", "create", "patch")),))
-    assert "delete deployments.apps" in prerequisites.forbidden(machine)
-    assert prerequisites.forbidden(GOOD) == []
+    assert "delete deployments.apps" in prerequisites.forbidden(instance, machine)
+    assert prerequisites.forbidden(instance, GOOD) == []
+
+
+@pytest.mark.parametrize("way", ["portal", "return-uri"])
+def test_the_rights_are_those_that_the_plans_of_all_steps_take(plan, instance, way):
+    wanted = everything(dataclasses.replace(instance, sso=dataclasses.replace(instance.sso, way=way)))
+    made = set()
+    for value in (value for step in RUNBOOK.steps for value in plan(step, wanted) if isinstance(value, Apply | Patch)):
+        served, kind = KINDS[value.object.kind], value.object.kind.lower()
+        made.add((served.removeprefix("apis/").partition("/")[0] if served.startswith("apis/") else "", f"{kind}s"))
+    assert made <= set(prerequisites.resources(wanted))
+    # Leases hold a run, and nobody's plan names them.
+    assert set(prerequisites.resources(wanted)) - made == {("coordination.k8s.io", "leases")}
+
+
+@pytest.mark.parametrize(("line", "room"), [
+    ("requests.cpu: 100m of 1", True), ("requests.cpu: 950m of 1", False), ("pods: 10 of 10", False), ("pods: 9 of 10", True),
+    ("persistentvolumeclaims: 4 of 4", False), ("persistentvolumeclaims: 3 of 4", True)])
+def test_a_quota_that_leaves_no_room_has_a_cure(plan, instance, line, room):
+    table, missing = seen(plan, instance, dataclasses.replace(GOOD, quota=(line,)))
+    assert table["quota"] == (line, "" if room else deploy.MORE)
+    assert missing == {}
 
 
 def test_at_cern_a_person_logs_in_and_on_the_stack_nobody_has_to(plan, instance, local):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
 
-from procedures import expose
+from procedures import expose, prerequisites
 from runbook.clients.web import Web
 from runbook.errors import Unreachable
 from stack.api import wait_until
@@ -33,6 +34,24 @@ def networks(site: Site) -> str | None:
     route = site.guide.stack.api.get("Route", site.instance.app, site.instance.project)
     found: str | None = route["metadata"]["annotations"].get(expose.WHITELIST)
     return found
+
+
+def default(site: Site) -> str:
+    project = site.guide.stack.api.get("Namespace", site.instance.project)
+    found: str = project["metadata"]["annotations"][expose.DEFAULT]
+    return found
+
+
+def managed(site: Site) -> str:
+    """Return the fields that the step manages, as the server writes them."""
+    route = site.guide.stack.api.get("Route", site.instance.app, site.instance.project)
+    return json.dumps([entry["fieldsV1"] for entry in route["metadata"]["managedFields"] if entry["manager"] == "guide/expose.open"])
+
+
+def annotate(site: Site, kind: str, name: str, key: str, value: str | None) -> None:
+    """Set or take off an annotation, as the platform's administrator."""
+    namespace = None if kind == "Namespace" else site.instance.project
+    site.guide.stack.api.patch(kind, name, {"metadata": {"annotations": {key: value}}}, namespace)
 
 
 @pytest.mark.fault(38)
@@ -63,8 +82,30 @@ def test_open_although_the_setting_says_otherwise_is_seen_and_closed(closed: Sit
     closed.change({"expose": {"internet": False}})
     assert "everybody may come" in closed("expose.verify", code=1).stderr
     closed("expose.close", "--yes")
-    assert networks(closed)
+    assert networks(closed) == default(closed)
+    # The step wrote it: a list that the platform filled in would have no manager.
+    assert expose.WHITELIST in managed(closed)
     wait_until(lambda: from_outside(closed) == 0, "no answer outside", 20)
+    closed("expose.verify")
+
+
+def test_a_list_that_nobody_fills_in_again_is_seen_and_put_there(closed: Site) -> None:
+    """A platform that leaves a Route without a list as it is: what the step must not rely on."""
+    api, project = closed.guide.stack.api, closed.instance.project
+    before = default(closed)
+    annotate(closed, "Namespace", project, expose.DEFAULT, None)
+    try:
+        annotate(closed, "Route", closed.instance.app, expose.WHITELIST, None)
+        assert networks(closed) is None
+        assert "there is no list of networks" in closed("expose.verify", code=1).stderr
+        closed("expose.close", "--yes")
+        assert networks(closed) == prerequisites.NETWORKS
+        wait_until(lambda: from_outside(closed) == 0, "no answer outside", 20)
+    finally:
+        annotate(closed, "Namespace", project, expose.DEFAULT, before)
+    closed("expose.close", "--yes")
+    assert networks(closed) == before == api.get("Namespace", project)["metadata"]["annotations"][expose.DEFAULT]
+    wait_until(lambda: closed.guide.web().request("GET", f"{closed.instance.url}/")[0] == 200, "an answer inside", 20)
     closed("expose.verify")
 
 
