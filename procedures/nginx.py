@@ -24,6 +24,7 @@ CONFIGURATION = "guide/configuration"
         ("`413 Request Entity Too Large`", "The file is larger than `upload` below [nginx]."),
         ("`CSRF verification failed`", "The scheme does not reach the app: somebody changed the ConfigMap. Run `nginx.add`."),
     ),
+    unconfirmed="Which tags the image stream nginx has at CERN: `oc get is nginx -n openshift` tells, and the step lists them.",
 )
 def add(instance: Instance, observed: Observed) -> Plan:
     """Put nginx before the app."""

@@ -22,6 +22,8 @@ PLACE = "/shared"
         ("`Multi-Attach error` or `it is ReadWriteOnce, and that cannot be changed`",
          "The claim is ReadWriteOnce, so a second node may not mount it. A claim's access mode cannot be changed: give `claim` "
          "below [volume] another name."),
+        ("`must support resize`", "This storage class lets no claim grow: put the former `size` back, or give `claim` below "
+                                  "[volume] another name and copy the files."),
         ("`exceeded quota: …requests.storage`", "The project's storage is used up: lower `size`, or ask for more in a ticket."),
     ),
     unconfirmed="Which storage classes the platform offers today: `oc get storageclass` would tell.",

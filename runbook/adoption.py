@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from runbook.instance import size_of
 from runbook.plan import Manifest
 
 MANAGER = "guide/adopt"
@@ -38,13 +39,20 @@ def people(live: Manifest | None) -> list[str]:
 
 
 def kept(manifest: Manifest, live: Manifest | None) -> Manifest:
-    """Return a manifest in which what may not change is as it is: a Secret's type, a claim's spec, a Deployment's selector."""
+    """Return a manifest in which what may not change is as it is: a Secret's type, a Deployment's selector, a claim's spec.
+
+    A claim may grow, and nothing else of it changes.
+    """
     if live is None:
         return manifest
     if manifest["kind"] == "Secret" and "type" in manifest:
         return manifest | {"type": live.get("type", "Opaque")}
     if manifest["kind"] == "PersistentVolumeClaim" and "spec" in manifest:
-        return manifest | {"spec": {key: live["spec"].get(key, value) for key, value in manifest["spec"].items()}}
+        spec = {key: live["spec"].get(key, value) for key, value in manifest["spec"].items()}
+        now, wanted = ((spec.get("resources") or {}).get("requests", {}).get("storage", "")
+                       for spec in (live["spec"], manifest["spec"]))
+        grown = {"resources": manifest["spec"]["resources"]} if size_of(wanted) > size_of(now) else {}
+        return manifest | {"spec": spec | grown}
     if manifest["kind"] == "Deployment" and "selector" in manifest.get("spec", {}):
         return manifest | {"spec": manifest["spec"] | {"selector": live["spec"]["selector"]}}
     return manifest

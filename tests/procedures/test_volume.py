@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from procedures import volume
+from runbook import adoption
 from runbook.errors import WrongUse
 from runbook.instance import load
 from runbook.plan import Apply, Object
@@ -22,6 +23,18 @@ def test_the_claim_is_shared_and_has_a_size_with_a_unit(plan, instance, named):
     spec = named(plan(volume.share, wanting(instance, size="1024Mi")), "PersistentVolumeClaim")["spec"]
     assert spec == {"accessModes": ["ReadWriteMany"], "storageClassName": "cephfs-no-backup",
                     "resources": {"requests": {"storage": "1Gi"}}}
+
+
+@pytest.mark.parametrize(("now", "wanted", "applied"), [
+    ("1Gi", "2Gi", "2Gi"), ("1", "1Gi", "1Gi"), ("1G", "1Gi", "1Gi"),
+    ("2Gi", "1Gi", "2Gi"), ("1Gi", "1Gi", "1Gi"), ("1024Mi", "1Gi", "1024Mi")])
+def test_a_claim_grows_and_never_shrinks(now, wanted, applied):
+    def claim(size, **spec):
+        return {"kind": "PersistentVolumeClaim", "spec": {"resources": {"requests": {"storage": size}}} | spec}
+
+    kept = adoption.kept(claim(wanted, accessModes=["ReadWriteMany"]), claim(now, accessModes=["ReadWriteOnce"]))["spec"]
+    assert kept["resources"]["requests"]["storage"] == applied
+    assert kept["accessModes"] == ["ReadWriteOnce"]
 
 
 def test_the_claim_holds_data(plan, instance):
