@@ -21,6 +21,7 @@ from runbook.plan import (
     Require,
     Shell,
     WaitFor,
+    cloning,
     rolled_out,
     secret,
 )
@@ -57,18 +58,6 @@ def _admissions(found: Manifest | None) -> list[Manifest]:
 
 admitted = Condition("admitted by the router", _admitted,
                      'jsonpath={.status.ingress[0].conditions[?(@.type=="Admitted")].status}=True', _refused)
-
-
-def source_user(instance: Instance) -> Credential:
-    """The user that clones a private repository."""
-    return Credential("source-user", f"user that may clone {instance.source.repository}",
-                      secret=f"{instance.app}-source", key="username")
-
-
-def source_token(instance: Instance) -> Credential:
-    """The token that clones a private repository; it may only read."""
-    return Credential("source-token", f"token that may only read {instance.source.repository}",
-                      secret=f"{instance.app}-source", key="password")
 
 
 def package_credentials(instance: Instance) -> dict[str, Credential]:
@@ -111,8 +100,8 @@ def create(instance: Instance, observed: Observed) -> Plan:
                   else f"there is no image stream {stream} in the namespace openshift",
                   "put one that exists into the instance file as `builder` below [source]")
     if wanted.private:
-        cloning = {"username": source_user(instance), "password": source_token(instance)}
-        yield Apply(secret(f"{instance.app}-source", cloning, labels(instance)) | {"type": "kubernetes.io/basic-auth"})
+        kept = {each.key: each for each in cloning(instance.app, wanted.repository)}
+        yield Apply(secret(f"{instance.app}-source", kept, labels(instance)) | {"type": "kubernetes.io/basic-auth"})
     if wanted.private_packages:
         yield Apply(secret(f"{instance.app}-build", package_credentials(instance), labels(instance)))
     others = [found["metadata"]["name"] for found in observed.objects("Route")

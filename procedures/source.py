@@ -88,7 +88,9 @@ def check(instance: Instance, observed: Observed) -> Plan:
     wanted, found = instance.source, observed.source()
     what = f"the branch {wanted.branch} of {wanted.repository} can be read"
     if found and found.error:
-        yield Require(what, found.error, "compare repository and branch below [source] in the instance file")
+        yield Require(what, found.error, "compare repository and branch below [source] in the instance file" + (
+            "; RUNBOOK_SOURCE_USER_FILE and RUNBOOK_SOURCE_TOKEN_FILE name files with the user and the token that may read it"
+            if wanted.private else ""))
         return
     yield Require(what, "", "")
     files: Files = found.files if found else {}

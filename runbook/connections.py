@@ -25,7 +25,7 @@ from runbook.errors import GuideError, Unknown, WaitingForPerson, WrongUse
 from runbook.instance import Instance, find, load
 from runbook.lease import Lease
 from runbook.observed import Observed, Question
-from runbook.plan import Credential, Manifest, Object, Show
+from runbook.plan import Credential, Manifest, Object, Show, cloning
 from runbook.target import Target
 
 
@@ -115,7 +115,20 @@ class Connections:
     @cached_property
     def git(self) -> Git:
         """The app's repository; a private one is read with the credentials that the cluster clones with."""
-        return Git(self.cache, self.target.ca)
+        source = self.instance.source
+        return Git(self.cache, self.target.ca, self._cloning() if source.private else {})
+
+    def _cloning(self) -> dict[str, str]:
+        """Return the variables with which git logs in to the private repository; none while user and token are not known."""
+        source, asking = self.instance.source, sys.stdin.isatty()
+        pair = [self.resolve(each) if asking else self.known(each) for each in cloning(self.instance.app, source.repository)]
+        known = [each.reveal() for each in pair if each]
+        if len(known) < len(pair):
+            return {}
+        # In the environment, and for this host alone: an argument or an address would show in the process list.
+        host = "://".join(urlsplit(source.repository)[:2])
+        return {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"http.{host}/.extraHeader",
+                "GIT_CONFIG_VALUE_0": f"Authorization: Basic {base64.b64encode(':'.join(known).encode()).decode()}"}
 
     @cached_property
     def passwords(self) -> PasswordFile:

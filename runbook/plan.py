@@ -49,6 +49,13 @@ class Credential:
         return "RUNBOOK_" + self.name.upper().replace("-", "_")
 
 
+def cloning(app: str, repository: str) -> tuple[Credential, Credential]:
+    """Return the user and the token that read a private repository, for builds and for looking at it."""
+    kept = f"{app}-source"
+    return (Credential("source-user", f"user that may clone {repository}", kept, "username"),
+            Credential("source-token", f"token that may only read {repository}", kept, "password"))
+
+
 @dataclass(frozen=True)
 class Object:
     """The name of an object in the cluster; without a namespace it is the instance's project."""
