@@ -386,7 +386,7 @@ def resume(instance: Instance, observed: Observed, *,
         if said := policy(instance):
             yield Confirm(f"{said}. Let builds start at `{instance.schedule.cron}` ({instance.schedule.zone}) without asking?")
         if instance.deploy.backup:
-            yield database.dumped(instance, "before a build by the clock")
+            yield database.dumped(instance, observed, "before a build by the clock")
     account = [{"kind": "ServiceAccount", "name": name, "namespace": instance.project}]
     yield Patch(Object("RoleBinding", f"{name}-once"), {"subjects": account if once else None},
                 "it suspends itself after one build" if once else "it goes on after each build", {"subjects": None})
