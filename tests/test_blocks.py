@@ -7,90 +7,152 @@ import os
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from procedures import RUNBOOK
-from runbook import shell
-from runbook.connections import Connections
-from runbook.instance import Instance, load
+from runbook import markdown, options, shell
+from runbook.instance import Instance
 from runbook.observed import Observed
 from runbook.plan import Apply, Plan
 from runbook.step import step
-from runbook.target import Target
-from stack import binaries, commands
+from stack import binaries
+from stack.api import Manifest
+from tests.guide import EVERYTHING, Guide, laid_over, toml
 
 ROOT = Path(__file__).parent.parent
 BUILD = ["--build=production", "--target=local"]
+LOG_IN = 'eval "$(invoke stack.env)"\n'
 
 
 @dataclass
 class Reader:
     """Somebody at a terminal with `oc`, `psql`, `curl` and what `stack.env` prints; nobody answers questions."""
 
-    stack: Any
+    guide: Guide
     folder: Path
-    target: Target
     instance: Instance
 
     @property
     def environment(self) -> dict[str, str]:
-        exports = dict(word.split("=", 1) for line in commands.env(self.stack.state).splitlines()
-                       for word in shlex.split(line)[1:])
         path = os.pathsep.join([str(self.folder), str(binaries.find("psql").path.parent), os.environ["PATH"]])
-        return os.environ | exports | {"PATH": path, "RUNBOOK_JOURNAL": str(self.folder / "journal")}
+        return self.guide.environment | {"PATH": path, "RUNBOOK_JOURNAL": str(self.folder / "journal")}
 
     def invoke(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return self._run([sys.executable, "-m", "runbook", *words])
+        return self._run(["invoke", *words])
 
-    def paste(self, block: str) -> subprocess.CompletedProcess[str]:
-        return self._run(["bash", "-c", block])
+    def paste(self, block: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return self._run(["bash", "-c", block], **variables)
 
-    def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=600,
+    def do(self, name: str, *more: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Paste the lines of the page's tab `local`, with options of the step; a command that fails ends them."""
+        plain = markdown.command(RUNBOOK.find(name), self.instance, "--target=local", "--commands")
+        assert f"{plain} | bash" in markdown.section(RUNBOOK.find(name), [self.instance]), "the page shows what is pasted here"
+        lines = f"{LOG_IN}{' '.join([plain, *map(shlex.quote, more)])} | bash"
+        done = self.paste(f"set -euo pipefail\n{lines}", **variables)
+        assert done.returncode == 0, f"{name} ended with {done.returncode}\n{self.paste(lines.removesuffix('| bash')).stdout}{done.stderr}"
+        return done
+
+    def _run(self, command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, env=self.environment | variables, cwd=self.folder, capture_output=True, text=True, timeout=600,
                               check=False, stdin=subprocess.DEVNULL)
+
+    def object(self, kind: str, name: str) -> Manifest:
+        found: Manifest = self.guide.stack.api.get(kind, name, self.instance.project)
+        return found
+
+    def made(self) -> set[str]:
+        """Return the objects of the project that carry the guide's mark and stay."""
+        about = self.guide.seen("production", lambda found: found["metadata"])["objects"]
+        return {name for name, meta in about.items() if "guide/step" in (meta.get("annotations") or {})
+                and "deletionTimestamp" not in meta}
 
     def differing(self) -> set[tuple[str, str]]:
         """Return the steps that are not done, each with every field that differs."""
         status = self.invoke("guide.status", *BUILD, "--json")
         standings = [json.loads(line) for line in status.stdout.splitlines()]
         assert {found["step"] for found in standings} >= {each.name for each in RUNBOOK.standing}, status.stderr
-        return {(found["step"], field["path"] if field else str(detail)) for found in standings if found["state"] != "done"
+        return {(found["step"], field["path"] if field else str(detail)) for found in standings
+                if found["state"] not in ("done", "not wanted")
                 for detail in found["detail"] for field in detail["fields"] or [None]}
-
-    def observed(self) -> tuple[Observed, Connections]:
-        connections = Connections(self.instance, self.target, cache=self.folder / "cache")
-        return connections.observed, connections
 
 
 @pytest.fixture(scope="module")
-def reader(stack: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+def reader(guide: Guide, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+    """A reader whose instance wants every optional part; afterwards nothing of it is left."""
     folder = tmp_path_factory.mktemp("reader")
     (folder / "oc").symlink_to(binaries.find("kubectl").path)
-    known = commands.connection(stack.state)
-    facts = known | {f"database_port_{place}": port for place, port in enumerate(stack.state.ports.databases, 1)}
-    target = Target("local", stack.state.kubeconfig, stack.state.ca, known["portal"], stack.state.tokens.member,
-                    stack.state.pgpass, facts)
-    found = Reader(stack, folder, target, load(ROOT / "instances" / "production.toml", "local", facts))
+    (folder / "invoke").write_text(f'#!/bin/sh\nexec {sys.executable} -m runbook "$@"\n')
+    (folder / "invoke").chmod(0o700)
+    (folder / "instances").mkdir()
+    table = tomllib.loads((ROOT / "instances" / "production.toml").read_text())
+    (folder / "instances" / "production.toml").write_text("\n".join(toml(laid_over(table, EVERYTHING))) + "\n")
+    own = replace(guide, folder=folder / "instances")
+    found = Reader(own, folder, own.instance("production"))
     yield found
     found.invoke("guide.undo", *BUILD, "--data", "--yes")
 
 
 def test_the_pages_commands_alone_reach_what_the_guide_reaches(reader: Reader) -> None:
+    assert [each.name for each in RUNBOOK.standing if not each.wanted(reader.instance)] == ["deploy.promote"]
     for each in (found for found in RUNBOOK.standing if found.wanted(reader.instance)):
         if each.person:  # At CERN a person fills a form; here the portal plays that person.
             done = reader.invoke(each.name, *BUILD)
             assert done.returncode == 0, f"{each.name}\n{done.stdout}{done.stderr}"
-        observed, connections = reader.observed()
-        block = shell.block(each, reader.instance, observed)
-        connections.close()
-        done = reader.paste(block)
-        assert done.returncode == 0, f"{each.name} ended with {done.returncode}\n{block}\n{done.stdout}{done.stderr}"
+        reader.do(each.name)
     assert reader.differing() == set()
+
+
+def suspended(reader: Reader) -> bool:
+    return bool(reader.object("CronJob", f"{reader.instance.app}-schedule")["spec"]["suspend"])
+
+
+def test_the_commands_of_what_is_done_every_day_do_it(reader: Reader) -> None:
+    """Those operations that need no terminal, each seen by what it leaves."""
+    instance, app = reader.instance, reader.instance.app
+    assert "GET /" in reader.do("app.logs").stdout
+    reader.do("deploy.resume")
+    assert not suspended(reader)
+    reader.do("deploy.suspend")
+    assert suspended(reader)
+    reader.do("app.admin", "--user=ada", RUNBOOK_ADMIN_PASSWORD="canary-of-ada")
+    assert "unchanged" in reader.invoke("app.admin", *BUILD, "--user=ada").stdout
+    before = reader.object("Deployment", app)["metadata"]["generation"]
+    reader.do("app.restart")
+    assert reader.object("Deployment", app)["metadata"]["generation"] > before
+    reader.do("database.backup")
+    (dump,) = reader.folder.glob("*.dump")
+    reader.guide.sql("production", "DELETE FROM auth_user WHERE username = 'ada'", instance.database.name)
+    reader.do("database.restore", f"--file={dump}")
+    assert reader.guide.sql("production", "SELECT 1 FROM auth_user WHERE username = 'ada'", instance.database.name) == [(1,)]
+    held = reader.object("Deployment", app)["spec"]["template"]["spec"]["containers"][0]["image"].rpartition("@")[2]
+    reader.do("deploy.rollback", f"--to={held}", "--why=to see it")
+    assert "to see it" in reader.object("ImageStream", app)["metadata"]["annotations"]["guide/held"]
+    reader.do("deploy.release")
+    assert "guide/held" not in reader.object("ImageStream", app)["metadata"].get("annotations", {})
+    for look in ("sso.verify", "expose.verify", "prerequisites.login"):
+        reader.do(look)
+    assert reader.differing() == set()
+
+
+def test_the_commands_that_take_back_leave_nothing_that_the_guide_made(reader: Reader) -> None:
+    for name in ("nginx.remove", "expose.close", "eos.unmount"):  # Each is an undo under a name that people look for.
+        reader.do(name)
+    kept = {f"{kind} {name}" for kind, name in (("Deployment", reader.instance.app), ("Route", reader.instance.app))}
+    gone = {f"Deployment {reader.instance.app}-nginx", f"Service {reader.instance.app}-nginx", "PersistentVolumeClaim eos-volume"}
+    assert kept <= reader.made() and not gone & reader.made()
+    assert {name for name, _ in reader.differing()} >= {"nginx.add", "expose.open", "eos.mount"}
+    taken_back = []
+    for each in reversed(RUNBOOK.standing):
+        if each.wanted(reader.instance) and "undo" in {one.name for one in options.of(each, options.outline(each, reader.instance, Observed()))}:
+            reader.do(each.name, "--undo")
+            taken_back.append(each.name)
+    assert len(taken_back) > 8
+    assert reader.made() == set()
 
 
 def test_a_block_whose_manifest_is_refused_ends_with_an_error(reader: Reader) -> None:
@@ -99,7 +161,7 @@ def test_a_block_whose_manifest_is_refused_ends_with_an_error(reader: Reader) ->
         yield Apply({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "broken"},
                      "spec": {"ports": [{"port": "no port"}]}})
 
-    done = reader.paste(shell.block(step()(broken), reader.instance))
+    done = reader.paste(LOG_IN + shell.block(step()(broken), reader.instance))
     assert done.returncode != 0
     assert "broken" in done.stderr or "port" in done.stderr
 
@@ -107,5 +169,5 @@ def test_a_block_whose_manifest_is_refused_ends_with_an_error(reader: Reader) ->
 def test_a_block_ends_at_the_first_command_that_fails(reader: Reader) -> None:
     """`psql` is refused: nothing after it runs, and the shell that it was pasted into goes on."""
     block = shell.block(RUNBOOK.find("database.create"), reader.instance)
-    done = reader.paste(f"export PGPASSFILE=/dev/null\n{block}echo \"ended $?\"")
+    done = reader.paste(f"{LOG_IN}export PGPASSFILE=/dev/null\n{block}echo \"ended $?\"")
     assert "ended 0" not in done.stdout and "ended" in done.stdout, done.stdout + done.stderr
