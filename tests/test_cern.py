@@ -23,6 +23,7 @@ import pytest
 import yaml
 
 from procedures import RUNBOOK
+from runbook.doctor import recognized
 from runbook.instance import Instance, load
 from runbook.observed import Observed
 from runbook.plan import Ask
@@ -78,6 +79,7 @@ class Cern:
                               env=known | self.environment | environment)
         assert code is None or done.returncode == code, f"{' '.join(words)} ended with {done.returncode}\n{done.stdout}{done.stderr}"
         assert not (self.folder / "no-stack").exists()
+        assert done.returncode not in {1, 75} or recognized(RUNBOOK, done.stderr), done.stderr
         return done
 
     def do(self, step: str, printed: str) -> None:
