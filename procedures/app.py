@@ -193,6 +193,7 @@ user.groups.set(Group.objects.filter(name=user.get_user_privilege_display()))"""
     back="`--role=guest` takes every right of a person away; so does an administrator at `/admin/`, below Users.",
     otherwise=(
         ("`which user?` or `is no user's name`", "Name one with `--user=NAME`, as the site shows it."),
+        ("`there is no role '…'`", "The message lists the roles that the app knows."),
         ("`the app keeps no roles`", "Its users bring theirs from the sign-on: give the role in the application portal, to the "
                                      "person or to an e-group; it counts from the next sign-on."),
         ("`there is no user`", "Let the user sign in at the site once, which makes it; then run this again. For an app that takes "

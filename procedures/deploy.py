@@ -411,7 +411,8 @@ def suspend(instance: Instance, observed: Observed) -> Plan:
     see="The site answers from the older image, and `deploy.history` marks it as held.",
     back="`deploy.release` holds the image no longer; then `deploy.build` runs the newest commit again.",
     otherwise=(
-        ("`there is no image '…'` or `there is no image at all`", "`deploy.history` lists the images that the project still has."),
+        ("`there is no image '…'`, `there is no image at all` or `there is no image older than`",
+         "`deploy.history` lists the images that the project still has."),
         ("The older app fails with `column … does not exist` or `relation … already exists`, or the command "
          "asks because `Migrations lie between`.",
          "Migrations lie between: put the dump back (`database.restore`), or release and mend the newest commit."),

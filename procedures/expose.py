@@ -23,7 +23,7 @@ EXPOSED = "guide/exposed"
     otherwise=(
         ("`sites of the category Test cannot be exposed`",
          "Ask for the category Official at the Web Services portal, and put it into the instance file."),
-        ("`its list of networks is …`", "Somebody put a list on the Route: run this step again."),
+        ("`its list of networks is …` or `there is no list of networks`", "Somebody put a list on the Route: run this step again."),
         ("From outside: `Empty reply from server`, or the browser says `ERR_EMPTY_RESPONSE`",
          "The router lets only CERN in: `expose.open` has not been run, or somebody put a list on the Route."),
     ),

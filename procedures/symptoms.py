@@ -52,7 +52,8 @@ SYMPTOMS = (
     Symptom("`was not … last seen: …` or `will not be …`",
             "The wait has an end, and what was seen last says why: mostly a pod that does not start.",
             "invoke guide.doctor --build={build}"),
-    Symptom("`https://… answers 500`, `https://… answers 404`, `does not contain '…'` or `wss://… answers`",
+    Symptom("`https://… answers 500`, `https://… answers 503`, `https://… answers 404`, `does not contain '…'` or "
+            "`wss://… answers`",
             "The app is there, and this page of it fails: its log says why.",
             "invoke app.logs --build={build}"),
     Symptom("`the command had no effect`",
