@@ -115,6 +115,33 @@ def test_both_services_run_the_readmes_command_and_keep_its_junit_report() -> No
     assert "./inv test" in (ROOT / ".ci" / "run").read_text() and "./inv test" in (ROOT / "README.md").read_text()
 
 
+@pytest.mark.parametrize("job", ["embedded", "compose"])
+def test_a_job_that_starts_a_stack_may_make_namespaces_before(job: str) -> None:
+    runs = [step.get("run", "") for step in read(WORKFLOW)["jobs"][job]["steps"]]
+    allowed = next(place for place, run in enumerate(runs) if "apparmor_restrict_unprivileged_userns=0" in run)
+    assert allowed < next(place for place, run in enumerate(runs) if run.startswith((".ci/run", "./inv test")))
+    assert read(GITLAB)[job]["tags"] == ["docker-privileged"]
+
+
+def test_no_job_changes_what_programs_print() -> None:
+    """Tests read what programs print: what forces colours on all of them makes them read something else."""
+    workflow = read(WORKFLOW)
+    places = [workflow, *workflow["jobs"].values(), *(step for job in workflow["jobs"].values() for step in job["steps"])]
+    gitlab = [each for each in read(GITLAB).values() if isinstance(each, dict)]
+    names = {name for place in [*places, *gitlab] for name in (place.get("env") or place.get("variables") or {})}
+    assert names and not names & {"FORCE_COLOR", "CLICOLOR_FORCE", "PY_COLORS", "PYTEST_THEME"}
+
+
+def test_what_the_files_send_their_reader_to_look_up_is_on_the_page() -> None:
+    page = (ROOT / "docs" / "contributing.md").read_text()
+    section = page.partition("## Continuous integration\n")[2].partition("\n## ")[0]
+    for path in (WORKFLOW, GITLAB, ROOT / ".ci" / "report_failure.py"):
+        assert "docs/contributing.md" in path.read_text()
+    tags = {tag for job in read(GITLAB).values() if isinstance(job, dict) for tag in job.get("tags", [])}
+    for word in ("ISSUES_TOKEN", "`api`", "schedule", "GitHub Actions", *tags, "compose"):
+        assert word in section, word
+
+
 # The nightly report, against a server that keeps issues as both services do.
 
 @dataclass
