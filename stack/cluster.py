@@ -96,6 +96,12 @@ def content() -> list[Manifest]:
         *(json.loads(file.read_text()) for file in files), *roles(), *storage_classes(), *policies(), *eos.policies()]
 
 
+def imported() -> list[str]:
+    """Return the images that the image streams of the namespace `openshift` import."""
+    return [tag["from"]["name"] for manifest in content() if manifest["kind"] == "ImageStream"
+            for tag in manifest["spec"]["tags"] if tag["from"]["kind"] == "DockerImage"]
+
+
 def roles() -> list[Manifest]:
     """Return OpenShift's part of the roles admin, edit and view, and what every user may read."""
     full: list[tuple[str, list[str], list[str]]] = [

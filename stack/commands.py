@@ -119,7 +119,15 @@ def down(state: State, *, wipe: bool = False, progress: binaries.Progress = prin
 def _end_containers(state: State, wipe: bool, progress: binaries.Progress) -> None:
     from stack.compose import engine
 
-    here = engine.find(state)
+    try:
+        here = engine.find(state)
+    except engine.NoEngineError as error:
+        if not wipe:
+            raise
+        # Who has removed the engine must still get rid of the folder.
+        progress(f"containers: left as they are, because {error}; where it is back: docker compose -p {engine.project_of(state)} "
+                 "down --volumes")
+        return
     if wipe:
         here.remove()
     else:

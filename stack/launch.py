@@ -34,7 +34,7 @@ and a database, an image and its build take the rest."""
 
 NEEDED = {"embedded": ("etcd", "kube-apiserver", "kube-controller-manager", "haproxy", "bwrap", "postgres", "initdb", "pg_dump",
                        "redis-server", "redis-cli", "git"),
-          "compose": ("haproxy", "git", "pg_dump")}
+          "compose": ("haproxy", "bwrap", "git", "pg_dump")}
 """The programs that a stack of a kind cannot do without."""
 SUPERVISORS = {"embedded": "stack.supervisor", "compose": "stack.compose"}
 
@@ -67,8 +67,7 @@ def launch(state: State, progress: binaries.Progress) -> bool:
             return False
         for name in NEEDED[state.kind]:
             binaries.find(name, progress)
-        if state.kind == "embedded":
-            check_namespaces()
+        check_namespaces()
         _clean(state)
         sockets = open_ports(state)
         for each in sockets.values():
@@ -142,7 +141,7 @@ def check_namespaces() -> None:
         f"this machine does not let {'root' if os.geteuid() == 0 else 'an ordinary user'} make the private namespaces "
         f"that the stack runs in ({said.splitlines()[-1] if said else 'no reason given'}); allow them (sysctl "
         "kernel.unprivileged_userns_clone=1, on Ubuntu kernel.apparmor_restrict_unprivileged_userns=0), or run as "
-        "root on a machine of your own, or use docker-compose.test.yml")
+        "root on a machine of your own")
 
 
 def open_ports(state: State) -> dict[str, socket.socket]:

@@ -78,6 +78,8 @@ class Storage:
         name = f"pvc-{about['uid']}"
         path = self._state.eos if kind == eos.CLASS else self._state.volumes / name
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if path.parent == self._state.volumes:
+            path.chmod(0o777)  # MicroShift's pods have a random user; the folder above lets nobody else of this machine in
         reference = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "name": about["name"],
                      "namespace": about["namespace"], "uid": about["uid"]}
         try:

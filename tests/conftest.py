@@ -28,7 +28,7 @@ from tests.compose.fixtures import (  # noqa: F401  those of pytest-docker, with
     docker_setup,
     pytest_collection_modifyitems,
 )
-from tests.guide import Guide, Site
+from tests.guide import Guide, Site, instances
 from tests.reporting import pytest_runtest_makereport  # noqa: F401  a hook of pytest
 from tests.site import ROOT, build
 from tests.stamping import (  # noqa: F401  hooks of pytest
@@ -84,8 +84,8 @@ def stack(request: pytest.FixtureRequest, stack_state: State) -> Iterator[Stack]
 
 
 @pytest.fixture(scope="session")
-def guide(stack: Stack) -> Guide:
-    return Guide(stack)
+def guide(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Guide:
+    return Guide(stack, instances(stack.state.kind, tmp_path_factory.mktemp("instances")))
 
 
 @pytest.fixture(scope="session")

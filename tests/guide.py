@@ -23,7 +23,7 @@ from procedures import RUNBOOK
 from runbook.clients.web import Web
 from runbook.doctor import recognized
 from runbook.instance import Instance, load
-from stack import binaries, commands, postgres
+from stack import binaries, commands, gives, postgres
 from stack.api import Manifest
 
 ROOT = Path(__file__).parent.parent
@@ -150,7 +150,7 @@ class Site:
         `changes` are tables and keys laid over it, such as `{"eos": {"path": "/eos/x"}, "local": {…}}`.
         """
         site = cls(guide, name, Path(tempfile.mkdtemp(prefix=f"instance-{name}-")))
-        table = tomllib.loads((ROOT / "instances" / "dev.toml").read_text())
+        table = tomllib.loads((guide.folder / "dev.toml").read_text())
         host = f"{name}-certhelper"
         own = {"project": host, "host": f"{host}.web.cern.ch", "database": {"instance": f"{name}db", "host": f"dbod-{name}db.cern.ch"},
                "sso": {"identifier": f"certhelper-{name}"},
@@ -227,6 +227,16 @@ class Site:
         self.guide.stack.api.delete("Namespace", self.instance.project)
         postgres.drop(self.guide.stack.state, self.instance.database.instance)  # Another site may have its port.
         shutil.rmtree(self.folder)
+
+
+def instances(kind: str, folder: Path) -> Path:
+    """Return a folder of the instance files without what this kind of stack does not give; `folder` is one to fill."""
+    if not gives.missing(kind, "eos"):
+        return ROOT / "instances"
+    for file in (ROOT / "instances").glob("*.toml"):
+        table = laid_over(tomllib.loads(file.read_text()), {"eos": None, "local": {"eos": None}})
+        (folder / file.name).write_text("\n".join(toml(table)) + "\n")
+    return folder
 
 
 def laid_over(table: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

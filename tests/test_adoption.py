@@ -19,6 +19,8 @@ from runbook.errors import Unreachable
 from stack.api import collection, wait_until
 from tests.guide import Guide, Site
 
+pytestmark = pytest.mark.needs("cluster", "database", "databases", "redis", "portal", "sign-on", "node", "builder", "router")
+
 CONSOLE, OC, TEMPLATES = "Mozilla", "oc", "openshift-controller-manager"
 """The field managers of the web console (the browser's name), of oc, and of the platform's own template controller."""
 CANARY = {"key": "canary-django-secret-key-0001", "webhook": "canary-webhook-0002", "redis": "canaryredis0003", "oms": "canary-oms-0004"}

@@ -24,6 +24,8 @@ from stack import binaries
 from stack.api import Manifest
 from tests.guide import EVERYTHING, Guide, laid_over, toml
 
+pytestmark = pytest.mark.needs("cluster", "database", "databases", "redis", "portal", "sign-on", "node", "builder", "router", "eos")
+
 ROOT = Path(__file__).parent.parent
 BUILD = ["--build=production", "--target=local"]
 LOG_IN = 'eval "$(invoke stack.env)"\n'

@@ -29,6 +29,8 @@ from runbook.observed import Observed
 from runbook.plan import Ask
 from tests.guide import ROOT, Guide, laid_over, toml
 
+pytestmark = pytest.mark.needs("cluster", "database", "databases", "redis", "portal", "sign-on", "node", "builder", "router")
+
 PLAYED = """
 import dataclasses, sys
 import runbook.cli as cli

@@ -14,6 +14,8 @@ import pytest
 
 from tests.guide import ROOT, Site
 
+pytestmark = pytest.mark.needs("cluster", "database", "databases", "redis", "portal", "sign-on", "node", "builder", "router")
+
 TOKEN, USER = "RUNBOOK_SOURCE_TOKEN", {"RUNBOOK_SOURCE_USER": "git"}
 
 

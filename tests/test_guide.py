@@ -29,6 +29,7 @@ from tests.guide import EVERYTHING, Guide, laid_over, toml
 
 ROOT = Path(__file__).parent.parent
 STANDING = [step.name for step in RUNBOOK.standing]
+pytestmark = pytest.mark.needs("cluster", "database", "redis", "portal", "sign-on", "node", "builder", "router")
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,7 @@ def test_the_websocket_echoes_through_redis(deployed: Guide) -> None:
     assert "canary-4711" in answer
 
 
+@pytest.mark.needs("audit", "inside")
 def test_the_second_run_changes_nothing_and_writes_nothing(deployed: Guide) -> None:
     place = deployed.audit_end()
     log = deployed.stack.state.databases / deployed.instance("dev").database.instance / "log"
@@ -76,6 +78,7 @@ def test_status_and_plan_say_that_nothing_is_to_do(deployed: Guide) -> None:
     assert {s["state"] for s in deployed.outcomes("guide.plan", "--build=dev").values()} <= {"done", "not wanted"}
 
 
+@pytest.mark.needs("addresses")  # or the site is open to the world, which the doctor tells
 def test_the_doctor_finds_nothing_wrong_with_what_is_well_and_looks_up_what_is_pasted(deployed: Guide) -> None:
     assert deployed("guide.doctor", "--build=dev").stdout.splitlines()[1:] == ["nothing is wrong that the guide knows of"]
     found = deployed("guide.doctor", '--text=FATAL: no pg_hba.conf entry for host "::1", user "a", database "b", no encryption')
@@ -226,6 +229,7 @@ def test_rotated_password_works_and_the_former_does_not(deployed: Guide) -> None
     assert json.loads(deployed.web().request("GET", f"{instance.url}/database/")[1])["engine"] == "postgresql"
 
 
+@pytest.mark.needs("inside")
 @pytest.mark.fault(9, 10, 22, 25, 29)
 def test_no_secret_leaves_its_place(deployed: Guide, tmp_path: Path) -> None:
     """Commands that make, use and show secrets print none, pass none on, and leave none outside the files that are for them."""
@@ -259,6 +263,7 @@ def test_no_secret_leaves_its_place(deployed: Guide, tmp_path: Path) -> None:
     assert canaries.files(known, home, site, reports) == set()
 
 
+@pytest.mark.needs("inside")
 def test_a_secret_that_leaves_its_place_would_be_seen(deployed: Guide, tmp_path: Path) -> None:
     state, known = deployed.stack.state, canaries.of(deployed, "dev")
     planted = base64.b64encode(state.tokens.member.encode()).decode()
@@ -306,9 +311,9 @@ def test_the_administrators_wrong_password_is_unknown_and_not_an_error_of_status
         pgpass.write_text(kept)
 
 
-def variant(tmp_path: Path, **changes: str) -> str:
+def variant(guide: Guide, tmp_path: Path, **changes: str) -> str:
     """Return a folder of instance files whose dev.toml has lines replaced."""
-    text = (ROOT / "instances" / "dev.toml").read_text()
+    text = (guide.folder / "dev.toml").read_text()
     for old, new in changes.values():
         assert old in text
         text = text.replace(old, new)
@@ -316,6 +321,7 @@ def variant(tmp_path: Path, **changes: str) -> str:
     return str(tmp_path)
 
 
+@pytest.mark.needs("audit")
 @pytest.mark.parametrize(("old", "new", "code", "says"), [
     ('repository = "{git}/example.git"', 'repository = "{git}/nothing.git"', 1, "nothing.git"),
     ('branch = "develop"', 'branch = "nowhere"', 1, "has no branch 'nowhere'"),
@@ -326,7 +332,7 @@ def variant(tmp_path: Path, **changes: str) -> str:
 ])
 def test_a_wrong_instance_file_gets_one_sentence_with_its_line(deployed: Guide, tmp_path: Path, old: str, new: str,
                                                                code: int, says: str) -> None:
-    folder = variant(tmp_path, change=(old, new))
+    folder = variant(deployed, tmp_path, change=(old, new))
     place = deployed.audit_end()
     done = deployed("guide.run", "--build=dev", "--to=app.create", code=code, RUNBOOK_INSTANCES=folder)
     assert says in done.stderr and "Traceback" not in done.stderr
@@ -350,7 +356,7 @@ def test_a_build_whose_assemble_fails_says_so_and_the_old_app_serves_on(deployed
     script.write_text(script.read_text().replace("set -euo pipefail", "set -euo pipefail\necho the-planted-failure >&2; exit 9"))
     git("commit", "--all", "--message=break the build")
     git("push", "origin", "HEAD:refs/heads/broken")
-    folder = variant(tmp_path, change=('branch = "develop"', 'branch = "broken"'))
+    folder = variant(deployed, tmp_path, change=('branch = "develop"', 'branch = "broken"'))
     failed = deployed("guide.run", "--build=dev", code=1, RUNBOOK_INSTANCES=folder)
     for word in ("deploy.build", "docs/deploy.md", "the-planted-failure", "Failed"):
         assert word in failed.stderr, failed.stderr
@@ -360,7 +366,7 @@ def test_a_build_whose_assemble_fails_says_so_and_the_old_app_serves_on(deployed
 
 
 def test_what_no_step_names_any_more_is_an_orphan(deployed: Guide, tmp_path: Path) -> None:
-    folder = variant(tmp_path, change=("[sso]", '[redis]\nname = "redis2"\n\n[sso]'))
+    folder = variant(deployed, tmp_path, change=("[sso]", '[redis]\nname = "redis2"\n\n[sso]'))
     deployed("redis.add", "--build=dev", RUNBOOK_INSTANCES=folder)
     said = deployed("guide.status", "--build=dev", code=3).stdout
     assert re.findall(r"(\w+) redis2: no step names it", said) == ["Deployment", "Secret", "Service"]
@@ -429,6 +435,7 @@ def whole(guide: Guide, tmp_path_factory: pytest.TempPathFactory) -> Guide:
     return replace(guide, folder=folder)
 
 
+@pytest.mark.needs("databases", "audit", "inside")
 def test_killed_inside_every_step_and_run_once_more_it_is_complete_and_undo_leaves_nothing(whole: Guide) -> None:
     """Run k is killed with -9 inside step k, one more run completes, the next writes nothing, undo leaves things as they were."""
     builds, before, reached = ("training", "production"), {}, set[str]()

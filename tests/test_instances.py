@@ -14,6 +14,8 @@ from runbook.instance import load
 from stack.api import wait_until
 from tests.guide import Guide
 
+pytestmark = pytest.mark.needs("cluster", "database", "databases", "redis", "portal", "sign-on", "node", "builder", "router")
+
 ROOT = Path(__file__).parent.parent
 BUILDS = ("dev", "training", "production")
 

@@ -15,6 +15,8 @@ from runbook.clients.cluster import Cluster
 from stack.api import wait_until
 from tests.guide import ROOT, Site
 
+pytestmark = pytest.mark.needs("cluster", "portal")
+
 
 def held(site: Site):
     return site.guide.stack.api.get("Lease", "guide", site.instance.project)

@@ -21,7 +21,13 @@ def main(root: str) -> None:
     """Serve and build until SIGTERM."""
     state = State(Path(root))
     api = Api(state.server, state.tokens.admin, state.ca)
-    queue = Queue(state, api)
+    if state.kind == "compose":
+        from stack import cluster
+        from stack.compose import images
+
+        queue = Queue(state, api, images.EngineRun, images.Registries(state, cluster.imported()).digest_of)
+    else:
+        queue = Queue(state, api)
     stop = threading.Event()
 
     def follow(watch: Callable[[threading.Event], None]) -> None:

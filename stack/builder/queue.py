@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from stack.api import Api, ApiError, Manifest
 from stack.builder.clock import now
 from stack.builder.run import CANCELLED, Run, log_path
-from stack.builder.streams import Key, Streams, key_of
+from stack.builder.streams import DigestOf, Key, Streams, key_of
 from stack.state import State
 
 AT_ONCE = 2
@@ -26,9 +26,10 @@ HISTORY = 5
 class Queue:
     """All builds of the cluster, kept in step by a watch."""
 
-    def __init__(self, state: State, api: Api) -> None:
-        self._state, self._api = state, api
-        self.streams = Streams(state, api, self.look)
+    def __init__(self, state: State, api: Api, run: type[Run] = Run, digest_of: DigestOf | None = None) -> None:
+        """`run` carries a build out, `digest_of` finds the images that streams import."""
+        self._state, self._api, self._run = state, api, run
+        self.streams = Streams(state, api, self.look, digest_of)
         self._lock = threading.RLock()
         self._builds: dict[Key, Manifest] = {}
         self._runs: dict[Key, Run] = {}
@@ -101,7 +102,7 @@ class Queue:
         for build in waiting:
             if not self._has_output(build):
                 continue
-            run = Run(self._state, self._api, self.streams, build)
+            run = self._run(self._state, self._api, self.streams, build)
             self._begun.add(build["metadata"]["uid"])
             self._runs[key_of(build)] = run
             threading.Thread(target=self._carry_out, args=(run,), name=f"build {run.name}", daemon=True).start()

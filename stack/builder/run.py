@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -106,13 +106,7 @@ class Run:
             raise BuildError("GenericBuildFailed", "Only the source strategy with a Git source and without a "
                                "post-commit hook can be built here.")
         output = (spec.get("output") or {}).get("to") or {}
-        builder = catalogue.resolve(self._state, strategy["from"]["name"])
-        if not builder:
-            raise BuildError("PullBuilderImageFailed", f"Failed pulling builder image {strategy['from']['name']}.")
-        base = next((folder for folder, target in builder.layers if target == catalogue.APP_ROOT), None)
-        if not base or not any(target == catalogue.S2I for _, target in builder.binds):
-            raise BuildError("PullBuilderImageFailed", f"{strategy['from']['name']} is not a builder image: it has no "
-                             f"{catalogue.S2I}/assemble.")
+        self._look_for_builder(strategy["from"]["name"])
         self._state.images.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder = Path(tempfile.mkdtemp(prefix=".build-", dir=self._state.images))
         try:
@@ -121,23 +115,59 @@ class Run:
                                            tail=lambda: self._tail(SNIPPET))
             self._check_cancelled()
             self._api.patch("Build", self.name, {"spec": {"revision": commit.revision()}}, self.namespace)
-            image = folder / "image"
-            image.mkdir()
-            made = self._assemble(builder, base, context, folder, environment=environment, commit=commit)
+            project = output.get("namespace") or self.namespace
+            name = f"{project}/{output['name']}"
+            keep = self._make(context, folder, name, environment=environment, commit=commit)
             self._check_cancelled()
-            name = f"{self.namespace}/{output['name']}"
             self._log(f"\nPushing image {REGISTRY}/{name} ...")
-            digest = self._streams.push(output.get("namespace") or self.namespace, output["name"],
-                                        lambda: catalogue.keep(self._state, image, **made))
+            digest = self._streams.push(project, output["name"], keep)
             self._log(f"Successfully pushed {REGISTRY}/{name.rpartition(':')[0]}@{digest}\nPush successful")
             return digest
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _assemble(self, builder: catalogue.Image, base: Path, context: Path, folder: Path, *,
-                  environment: Mapping[str, str], commit: source.Commit) -> dict[str, Any]:
+    def _look_for_builder(self, reference: str) -> None:
+        """See that the builder image can be used; raises BuildError when it cannot."""
+        builder = catalogue.resolve(self._state, reference)
+        if not builder:
+            raise BuildError("PullBuilderImageFailed", f"Failed pulling builder image {reference}.")
+        if not any(target == catalogue.APP_ROOT for _, target in builder.layers) or \
+                not any(target == catalogue.S2I for _, target in builder.binds):
+            raise BuildError("PullBuilderImageFailed", f"{reference} is not a builder image: it has no {catalogue.S2I}/assemble.")
+
+    def _make(self, context: Path, folder: Path, name: str, *, environment: Mapping[str, str],  # noqa: ARG002 - others need `name`
+              commit: source.Commit) -> Callable[[], str]:
+        """Make the image `PROJECT/STREAM:TAG` of the sources; return what keeps it and returns its digest."""
+        (folder / "image").mkdir()
+        made = self._assemble(context, folder, environment=environment, commit=commit)
+        return lambda: catalogue.keep(self._state, folder / "image", **made)
+
+    def _own_environment(self, context: Path, environment: Mapping[str, str], commit: source.Commit) -> dict[str, str]:
+        """Return what a build adds to the environment of its builder image."""
+        return {**_source_environment(context / ".s2i" / "environment", self._log), **environment,
+                "OPENSHIFT_BUILD_NAME": self.name, "OPENSHIFT_BUILD_NAMESPACE": self.namespace,
+                "OPENSHIFT_BUILD_SOURCE": source.without_credentials(self.build["spec"]["source"]["git"]["uri"]),
+                "OPENSHIFT_BUILD_COMMIT": commit.sha}
+
+    def _labels(self, commit: source.Commit) -> dict[str, str]:
+        spec = self.build["spec"]
+        git = spec["source"]["git"]
+        labels = {"io.openshift.build.name": self.name, "io.openshift.build.namespace": self.namespace,
+                  "io.openshift.build.commit.id": commit.sha, "io.openshift.build.commit.message": commit.message,
+                  "io.openshift.build.commit.author": f"{commit.author} <{commit.author_mail}>",
+                  "io.openshift.build.commit.date": commit.date, "io.openshift.build.commit.ref": git.get("ref", ""),
+                  "io.openshift.build.source-location": source.without_credentials(git["uri"]),
+                  "io.openshift.build.source-context-dir": spec["source"].get("contextDir", "")}
+        for label in (spec.get("output") or {}).get("imageLabels") or []:
+            labels[label["name"]] = label.get("value", "")
+        return labels
+
+    def _assemble(self, context: Path, folder: Path, *, environment: Mapping[str, str], commit: source.Commit) -> dict[str, Any]:
         """Run assemble on a copy of the builder image; return what the new image is, as `catalogue.keep` wants it."""
-        spec, image = self.build["spec"], folder / "image"
+        builder = catalogue.resolve(self._state, self.build["spec"]["strategy"]["sourceStrategy"]["from"]["name"])
+        assert builder  # noqa: S101 - looked for before
+        base = next(folder for folder, target in builder.layers if target == catalogue.APP_ROOT)
+        image = folder / "image"
         root, scripts, temporary = image / "app-root", image / "scripts", folder / "tmp"
         shutil.copytree(base, root, symlinks=True)
         scripts.mkdir()
@@ -151,10 +181,7 @@ class Run:
                   Mount(context, "/tmp/src", writable=True), Mount(scripts, "/tmp/scripts"),  # noqa: S108
                   *(Mount(source, target) for source, target in builder.binds)]
         secrets, secret_mounts = self._inject_secrets(root, folder)
-        env = {**builder.env, **_source_environment(context / ".s2i" / "environment", self._log), **environment,
-               "OPENSHIFT_BUILD_NAME": self.name, "OPENSHIFT_BUILD_NAMESPACE": self.namespace,
-               "OPENSHIFT_BUILD_SOURCE": source.without_credentials(spec["source"]["git"]["uri"]),
-               "OPENSHIFT_BUILD_COMMIT": commit.sha}
+        env = {**builder.env, **self._own_environment(context, environment, commit)}
         assemble = "/tmp/scripts/assemble" if (scripts / "assemble").exists() else f"{catalogue.S2I}/assemble"  # noqa: S108
         code = self._execute(["bash", "-c", ASSEMBLE, assemble, *secrets], env, [*mounts, *secret_mounts],
                              working_dir=catalogue.HOME)
@@ -165,21 +192,12 @@ class Run:
         own_run = (scripts / "run").exists()
         if not own_run:
             shutil.rmtree(scripts)
-        git = spec["source"]["git"]
-        labels = {"io.openshift.build.name": self.name, "io.openshift.build.namespace": self.namespace,
-                  "io.openshift.build.commit.id": commit.sha, "io.openshift.build.commit.message": commit.message,
-                  "io.openshift.build.commit.author": f"{commit.author} <{commit.author_mail}>",
-                  "io.openshift.build.commit.date": commit.date, "io.openshift.build.commit.ref": git.get("ref", ""),
-                  "io.openshift.build.source-location": source.without_credentials(git["uri"]),
-                  "io.openshift.build.source-context-dir": spec["source"].get("contextDir", "")}
-        for label in (spec.get("output") or {}).get("imageLabels") or []:
-            labels[label["name"]] = label.get("value", "")
         # The builder image's own read-only parts are copied: the image must outlive a newer builder image.
         for number, (bound, _) in enumerate(builder.binds):
             shutil.copytree(bound, image / f"bind-{number}", symlinks=True)
         return {"layers": {"app-root": catalogue.APP_ROOT} | ({"scripts": "/tmp/scripts"} if own_run else {}),  # noqa: S108
                 "binds": {f"bind-{number}": target for number, (_, target) in enumerate(builder.binds)},
-                "env": env, "labels": labels, "working_dir": builder.working_dir,
+                "env": env, "labels": self._labels(commit), "working_dir": builder.working_dir,
                 "command": ("/tmp/scripts/run" if own_run else f"{catalogue.S2I}/run",)}  # noqa: S108
 
     def _environment(self, strategy: Mapping[str, Any]) -> dict[str, str]:
@@ -251,10 +269,14 @@ class Run:
             mounts=[*mounts, Mount(cache, PIP_CACHE, writable=True), *machine_mounts])
         everything = {**sandbox.ENVIRONMENT, "GIT_SSL_CAINFO": sandbox.CA_BUNDLE, "PIP_CACHE_DIR": PIP_CACHE,
                       "PIP_DISABLE_PIP_VERSION_CHECK": "1", **machine, **environment}
+        return self._run(command, everything)
+
+    def _run(self, command: list[str], environment: Mapping[str, str]) -> int:
+        """Run a program, its output into the log, until it ends or the build is over; return its exit code."""
         with self._path.open("ab") as log:
             with self._lock:
                 self._check_cancelled()
-                self._process = subprocess.Popen(command, env=everything, stdin=subprocess.DEVNULL, stdout=log,
+                self._process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log,
                                                  stderr=subprocess.STDOUT)
             try:
                 return self._process.wait(timeout=max(self._end - time.monotonic(), 0))

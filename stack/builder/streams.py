@@ -31,6 +31,9 @@ STRATEGIC = "application/strategic-merge-patch+json"
 Key = tuple[str, str]
 """(namespace, name)."""
 
+DigestOf = Callable[[str], tuple[str, str]]
+"""Returns the digest of the image that a reference names, and why there is none."""
+
 
 @dataclass(frozen=True)
 class Tagged:
@@ -89,9 +92,10 @@ def _history(stream: Manifest | None, tag: str) -> list[dict[str, Any]]:
 class Streams:
     """The image streams of the whole cluster, kept in step by two watches; safe to use from several threads."""
 
-    def __init__(self, state: State, api: Api, changed: Callable[[], None]) -> None:
-        """`changed` is called after image streams came, changed or went."""
+    def __init__(self, state: State, api: Api, changed: Callable[[], None], digest_of: DigestOf | None = None) -> None:
+        """`changed` is called after image streams came, changed or went; `digest_of` finds images elsewhere than here."""
         self._state, self._api, self._changed = state, api, changed
+        self._digest_of = digest_of or self._in_catalogue
         self._lock = threading.RLock()
         self._streams: dict[Key, Manifest] = {}
         self._deployments: dict[Key, Manifest] = {}
@@ -210,14 +214,17 @@ class Streams:
         """Return (source reference, digest) of what a `spec.tags` entry names, or why there is none."""
         name = wanted["name"]
         if wanted["kind"] == "DockerImage":
-            digest = catalogue.digest_of(name)
-            if digest and catalogue.exists(self._state, digest):
-                return (f"{_repository(name)}@{digest}", digest), ""
-            return None, f"the image {name} is not in the local stack's catalogue"
+            digest, problem = self._digest_of(name)
+            return ((f"{_repository(name)}@{digest}", digest) if digest else None), problem
         if wanted["kind"] == "ImageStreamTag" and ":" not in name:
             wanted = {**wanted, "name": f"{key[1]}:{name}"}  # a tag of the same stream
         found = find(self.get, wanted, key[0])
         return ((found.source, found.digest), "") if found else (None, f"{wanted['kind']} {name} has no image")
+
+    def _in_catalogue(self, reference: str) -> tuple[str, str]:
+        digest = catalogue.digest_of(reference)
+        known = digest and catalogue.exists(self._state, digest)
+        return (digest, "") if known else ("", f"the image {reference} is not in the local stack's catalogue")
 
     def _trigger(self, deployment: Manifest) -> None:
         """Set the images of a Deployment that its triggers name to the newest of their tags."""

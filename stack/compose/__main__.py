@@ -13,7 +13,7 @@ import sys
 import threading
 from pathlib import Path
 
-from stack import binaries, certificates, cluster, haproxy, platform, router, services, storage
+from stack import binaries, certificates, cluster, eos, haproxy, platform, router, services, storage
 from stack.api import Api, ApiError, wait_until
 from stack.compose import front, project
 from stack.services import Service
@@ -24,6 +24,8 @@ LOOK = 0.5
 """Seconds after which a requested database is noticed at the latest."""
 WITHOUT = ("MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding")
 """Kinds that MicroShift does not serve: its API server takes no feature gates for them."""
+ENGINE = ("DOCKER_", "CONTAINER_", "XDG_RUNTIME_DIR")
+"""Beginnings of variables that say where the engine is: portal and builder ask it."""
 ROUTES = "routes.route.openshift.io"
 LOCALHOST = """
 localhost:5353 {{
@@ -59,7 +61,8 @@ def run_outer(state: State) -> None:
 
 def parts(state: State, sockets: dict[str, int]) -> list[Service]:
     """Return what runs here."""
-    environment = services.outer_environment(state)
+    environment = services.outer_environment(state) | {
+        name: value for name, value in os.environ.items() if name.startswith(ENGINE)}
     sources = tuple(sockets.values())
 
     def python(*words: str) -> list[str]:
@@ -130,8 +133,12 @@ def run_cluster(state: State) -> None:
             return False
     wait_until(answers, "the API server", 90)
     own_routes = _serves_routes(api)
-    wanted = [each for each in cluster.content() if each["kind"] not in WITHOUT
-              and not (own_routes and each["metadata"]["name"] == ROUTES)]
+    left_out = {ROUTES} if own_routes else set()
+    wanted = [each for each in cluster.content() if each["kind"] not in WITHOUT and each["metadata"]["name"] not in left_out
+              and not (each["kind"] == "StorageClass" and each["metadata"]["name"] == eos.CLASS)]  # it cannot be mounted there
+    for stream in (each for each in wanted if each["kind"] == "ImageStream"):
+        for tag in stream["spec"]["tags"]:
+            tag["referencePolicy"] = {"type": "Source"}  # there is no registry that could hand on what it imported
     cluster.apply_all(api, wanted)
     known = project.published(state)
     if binds(known.gateway):

@@ -7,7 +7,8 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,17 @@ LINES = 5
 """Lines of a container's log that a message shows."""
 
 NO_ENGINE = re.compile(r"cannot connect to (the )?(docker daemon|podman)|is the docker daemon running|unable to connect to podman"
-                       r"|error during connect|permission denied.*docker\.sock|dial unix|connection refused", re.IGNORECASE)
+                       r"|error during connect|permission denied.*docker\.sock|dial unix", re.IGNORECASE)
+"""Nothing that a registry which does not answer makes the engine say."""
 NO_PULL = re.compile(r"pull access denied|manifest (for .* )?(unknown|not found)|toomanyrequests|unauthorized|denied: "
-                     r"|failed to resolve|no such host|tls handshake timeout|initializing source"
+                     r"|failed to resolve|no such host|tls handshake timeout|initializing source|pinging container registry"
                      r"|error response from daemon: get ", re.IGNORECASE)
 NO_PORT = re.compile(r"port is already allocated|address already in use|ports are not available", re.IGNORECASE)
 NO_ROOM = re.compile(r"no space left on device", re.IGNORECASE)
+
+
+class NoEngineError(StackError):
+    """No program of an engine is on PATH."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +46,14 @@ class Container:
 
     state: str
     """`running`, `exited`, `created` …"""
-    health: str
+    health: str = ""
     """`healthy`, `starting`, `unhealthy`; empty for one without a check."""
-    code: int
+    code: int = 0
     """Its exit code, once it has ended."""
+    ports: Mapping[int, int] = field(default_factory=dict)
+    """The port on the loopback by the port inside."""
+    identity: str = ""
+    """What the engine calls it."""
 
     @property
     def ready(self) -> bool:
@@ -58,7 +68,10 @@ class Container:
 
 @dataclass(frozen=True)
 class Engine:
-    """A compose command for one project: the containers of one state folder."""
+    """A compose command for one project: the containers of one state folder.
+
+    Of compose only `up`, `stop` and `down` are used: for the rest its implementations differ, and the engines do not.
+    """
 
     program: str
     """`docker` or `podman`: for what is not compose's."""
@@ -78,53 +91,63 @@ class Engine:
         """Return the compose command with settings; the file and the project's name come after it."""
         return [*self.words, "--env-file", str(self.settings)]
 
-    def ask(self, *words: str, text: str | None = None, seconds: float = QUICK) -> subprocess.CompletedProcess[str]:
-        """Run a compose command on the project; raises StackError only when it cannot be run at all."""
-        return _run([*self.command, "-f", str(FILE), "-p", self.project, *words], text, seconds)
-
     def up(self) -> None:
         """Make and start the containers; raises StackError with what the engine said."""
-        done = self.ask("up", "--detach", seconds=PULL)
-        if done.returncode:
-            raise StackError(self.refusal(done.stderr + "\n" + done.stdout))
+        self._compose("up", "--detach", seconds=PULL)
 
     def stop(self) -> None:
         """Stop the containers and keep what they hold."""
-        self._end("stop")
+        self._compose("stop")
 
     def remove(self) -> None:
         """Remove the containers, their network and their volumes."""
-        self._end("down", "--volumes")
+        self._compose("down", "--volumes")
 
-    def _end(self, *words: str) -> None:
-        done = self.ask(*words, seconds=180)
+    def _compose(self, *words: str, seconds: float = 180) -> None:
+        done = _run([*self.command, "-f", str(FILE), "-p", self.project, *words], None, seconds)
         if done.returncode:
-            raise StackError(self.refusal(done.stderr))
+            by_hand = f"{self.name} -f {FILE.name} -p {self.project} {' '.join(words)}"
+            raise StackError(self.refusal(f"{self.name} {words[0]}", done.stderr + "\n" + done.stdout, by_hand))
+
+    def own(self, *words: str, seconds: float = QUICK) -> str:
+        """Run a command of the engine itself and return what it printed; raises StackError with what it would not do."""
+        done = _run([self.program, *words], None, seconds)
+        if done.returncode:
+            said = f"{self.program} {words[0]}"
+            raise StackError(self.refusal(said, done.stderr + "\n" + done.stdout, said))
+        return done.stdout
 
     def containers(self) -> dict[str, Container]:
         """Return the project's containers by service."""
-        done = self.ask("ps", "--all", "--format", "json")
-        if done.returncode:
-            raise StackError(self.refusal(done.stderr))
-        return dict(map(_container, _rows(done.stdout)))
+        ours = f"label=com.docker.compose.project={self.project}"
+        found = self.own("ps", "--all", "--quiet", "--no-trunc", "--filter", ours).split()
+        return dict(map(_container, json.loads(self.own("inspect", *found)))) if found else {}
 
     def port(self, service: str, inside: int) -> int:
         """Return the port on the loopback that a service's port is published at."""
-        done = self.ask("port", service, str(inside))
-        found = re.search(r":(\d+)\s*$", done.stdout)
-        if done.returncode or not found or found[1] == "0":
-            raise StackError(f"`{self.name} port {service} {inside}` names no port ({_last(done.stderr or done.stdout)}); "
-                             "stop the stack (stack.down) and start it again")
-        return int(found[1])
+        found = self._one(service).ports.get(inside)
+        if not found:
+            raise StackError(f"the container {service} publishes no port for {inside}; stop the stack (stack.down) and start it "
+                             "again")
+        return found
 
     def execute(self, service: str, *argv: str, user: str = "", text: str | None = None) -> str:
         """Run a command in a service's container and return what it printed; raises StackError when it fails."""
-        as_user = ["--user", user] if user else []
-        done = self.ask("exec", "-T", *as_user, service, *argv, text=text)
+        done = _run(self.inside(service, *argv, user=user), text, QUICK)
         if done.returncode:
             raise StackError(f"`{argv[0]}` in the container {service} failed with {done.returncode}: "
-                             f"{_last(done.stderr or done.stdout)}; the container's last lines: {self.last_lines(service)}")
+                             f"{last(done.stderr or done.stdout)}; the container's last lines: {self.last_lines(service)}")
         return done.stdout
+
+    def inside(self, service: str, *argv: str, user: str = "") -> list[str]:
+        """Return the command line that runs a command in a service's container, its input handed on."""
+        return [self.program, "exec", "--interactive", *(["--user", user] if user else []), self._one(service).identity, *argv]
+
+    def _one(self, service: str) -> Container:
+        found = self.containers().get(service)
+        if not found:
+            raise StackError(f"there is no container {service}; start the stack (stack.up)")
+        return found
 
     def network(self) -> tuple[str, str]:
         """Return the project's network and the address that this machine has in it; empty where the engine does not say."""
@@ -139,32 +162,35 @@ class Engine:
         return str(four["subnet"]), str(four.get("gateway", ""))
 
     def logs(self, service: str, lines: int) -> list[str]:
-        """Return the last lines of a service's log, without compose's prefix."""
-        done = self.ask("logs", "--no-color", f"--tail={lines}", service)
-        return [re.sub(r"^\S+\s*\| ?", "", line) for line in done.stdout.splitlines() if line.strip()]
+        """Return the last lines of a service's log; none where there is no container."""
+        found = self.containers().get(service)
+        if not found:
+            return []
+        done = _run([self.program, "logs", "--tail", str(lines), found.identity], None, QUICK)
+        return [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
 
     def last_lines(self, service: str) -> str:
         """Return the last lines of a service's log on one line, or `none`."""
         return " / ".join(line.strip()[-300:] for line in self.logs(service, LINES)[-LINES:]) or "none"
 
-    def refusal(self, said: str) -> str:
+    def refusal(self, command: str, said: str, by_hand: str) -> str:
         """Return one sentence for what the engine would not do, with the cure."""
-        last = _last(said)
+        why = last(said)
         if NO_ENGINE.search(said):
-            return (f"{self.program} is installed, but its engine does not answer ({last}); start it (systemctl start "
+            return (f"{self.program} is installed, but its engine does not answer ({why}); start it (systemctl start "
                     f"{self.program}, or its desktop program) and see that you may use it (`{self.program} version` shows both), "
                     "or use the embedded stack (stack.up)")
         if NO_PULL.search(said):
             image = re.search(r"((?:[\w.-]+/)+[\w.-]+:[\w.-]+)", said)
             what = f"the image {image[1]}" if image else "an image"
-            return (f"{what} could not be pulled ({last}); see that this machine reaches its registry and may pull from it: "
+            return (f"{what} could not be pulled ({why}); see that this machine reaches its registry and may pull from it: "
                     f"{self.program} pull {image[1] if image else 'IMAGE'}")
         if NO_PORT.search(said):
-            return (f"{self.program} cannot publish a port ({last}); something else uses it: stop that (ss -ltnp shows it), "
+            return (f"{self.program} cannot publish a port ({why}); something else uses it: stop that (ss -ltnp shows it), "
                     "then run the same command again")
         if NO_ROOM.search(said):
-            return f"{self.program} has no room left ({last}); make room where it keeps its images: {self.program} system df"
-        return f"`{self.name} up` failed: {last}; the same by hand shows all of it: {self.name} -f {FILE.name} -p {self.project} up"
+            return f"{self.program} has no room left ({why}); make room where it keeps its images: {self.program} system df"
+        return f"`{command}` failed: {why}; the same by hand shows all of it: {by_hand}"
 
 
 def project_of(state: State) -> str:
@@ -182,13 +208,13 @@ def find(state: State) -> Engine:
         if done.returncode == 0:
             program = words[0] if words[0] != "docker-compose" else "docker" if shutil.which("docker") else "podman"
             return Engine(program, words, project_of(state), state.path("compose", "env"))
-        without.append(f"`{' '.join(words)}`: {_last(done.stderr or done.stdout)}")
+        without.append(f"`{' '.join(words)}`: {last(done.stderr or done.stdout)}")
     tried = "docker compose, docker-compose and podman compose"
     if without:
         raise StackError(f"a container engine is here, but no compose command works ({'; '.join(without)}); install Docker's "
                          "compose plug-in or podman-compose, or use the embedded stack (stack.up)")
-    raise StackError(f"no container engine was found ({tried} are not on PATH); install Docker or Podman with its compose "
-                     "command, or use the embedded stack, which needs none (stack.up)")
+    raise NoEngineError(f"no container engine was found ({tried} are not on PATH); install Docker or Podman with its compose "
+                        "command, or use the embedded stack, which needs none (stack.up)")
 
 
 def _run(argv: list[str], text: str | None, seconds: float) -> subprocess.CompletedProcess[str]:
@@ -202,26 +228,17 @@ def _run(argv: list[str], text: str | None, seconds: float) -> subprocess.Comple
         raise StackError(f"{argv[0]} cannot be run: {error.strerror}") from error
 
 
-def _last(said: str) -> str:
+def last(said: str) -> str:
     """Return the last line that says something."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     return lines[-1][-400:] if lines else "it said nothing"
 
 
-def _rows(text: str) -> list[dict[str, Any]]:
-    """Return the rows of `ps --format json`: a list, or an object a line, as the version has it."""
-    try:
-        found = json.loads(text or "[]")
-    except ValueError:
-        found = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
-    return found if isinstance(found, list) else [found]
-
-
-def _container(row: dict[str, Any]) -> tuple[str, Container]:
-    """Return service and container of a row of Docker's or of podman-compose's."""
-    labels = row.get("Labels") if isinstance(row.get("Labels"), dict) else {}
-    service = row.get("Service") or (labels or {}).get("com.docker.compose.service") or ""
-    status = str(row.get("Status") or "")
-    shown = re.search(r"\((healthy|unhealthy|(?:health: )?starting)\)", status)
-    health = str(row.get("Health") or (shown[1].removeprefix("health: ") if shown else ""))
-    return str(service), Container(str(row.get("State", "")).lower(), health.lower(), int(row.get("ExitCode") or 0))
+def _container(about: dict[str, Any]) -> tuple[str, Container]:
+    """Return service and container of what `inspect` says; Docker and Podman say it alike."""
+    state, labels = about["State"], (about.get("Config") or {}).get("Labels") or {}
+    published = ((about.get("NetworkSettings") or {}).get("Ports") or {}).items()
+    ports = {int(inside.partition("/")[0]): int(found[0]["HostPort"]) for inside, found in published if found}
+    health = (state.get("Health") or state.get("Healthcheck") or {}).get("Status") or ""
+    return str(labels.get("com.docker.compose.service", "")), Container(
+        str(state.get("Status", "")).lower(), health.lower(), int(state.get("ExitCode") or 0), ports, str(about["Id"]))

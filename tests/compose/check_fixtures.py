@@ -1,4 +1,4 @@
-"""Two tests that `tests/stack/test_compose.py` runs with `--stack=compose`; not collected by name."""
+"""Three tests that `tests/stack/test_compose.py` runs with `--stack=compose`; not collected by name."""
 
 import pytest
 
@@ -13,4 +13,8 @@ def test_the_session_stack_is_the_compose_stack(stack: Stack) -> None:
 
 @pytest.mark.needs("databases")
 def test_that_needs_what_is_not_there(stack: Stack) -> None:
+    raise AssertionError(stack)
+
+
+def test_that_does_not_say_what_it_needs(stack: Stack) -> None:
     raise AssertionError(stack)

@@ -1,6 +1,10 @@
 #!/bin/sh
-# What the PostgreSQL image's own entry point does: makes the databases once, runs the scripts given to it, starts the server.
+# What the PostgreSQL image's own entry point does: as root it becomes postgres (`gosu`), then makes the databases once, runs
+# the scripts given to it, and starts the server.
 set -eu
+if [ "$(id -u)" = 0 ]; then
+    exec $STAND_IN_GOSU "$0" "$@"
+fi
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
     # shellcheck disable=SC2086
     initdb -D "$PGDATA" -U postgres --no-sync --no-instructions $POSTGRES_INITDB_ARGS

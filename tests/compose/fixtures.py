@@ -12,12 +12,15 @@ from stack.state import State
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip the tests that need what the chosen stack does not give, with the reason."""
-    for item in items:
+    """Skip the tests on the session's stack that need what a stack of its kind does not give, with the reason."""
+    kind = config.getoption("--stack")
+    for item in (each for each in items if "stack_state" in getattr(each, "fixturenames", ())):
         needed = [word for mark in item.iter_markers("needs") for word in mark.args]
-        reason = gives.missing(config.getoption("--stack"), *needed)
+        reason = gives.missing(kind, *needed)
         if reason:
-            item.add_marker(pytest.mark.skip(reason=f"the {config.getoption('--stack')} stack does not give {reason}"))
+            item.add_marker(pytest.mark.skip(reason=f"the {kind} stack does not give {reason}"))
+        elif kind == "compose" and not needed:
+            item.add_marker(pytest.mark.skip(reason="it does not say what it needs: @pytest.mark.needs(…)"))
 
 
 @pytest.fixture(scope="session")

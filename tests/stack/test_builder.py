@@ -30,6 +30,8 @@ from stack.api import Api, ApiError, Manifest, wait_until
 from stack.builder.streams import HISTORY
 from stack.state import MEMBER, REGISTRY
 
+pytestmark = pytest.mark.needs("cluster", "builder", "inside")
+
 ENDED = ("Complete", "Failed", "Error", "Cancelled")
 USER, PASSWORD = "reader", "canary-" + secrets.token_hex(12)
 

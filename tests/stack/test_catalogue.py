@@ -16,6 +16,8 @@ from stack import catalogue, sandbox
 from stack.api import Manifest, wait_until
 from stack.state import REGISTRY, State
 
+pytestmark = pytest.mark.needs("cluster", "node", "inside")
+
 
 @pytest.fixture(scope="module")
 def state(tmp_path_factory: pytest.TempPathFactory) -> State:

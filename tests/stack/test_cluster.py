@@ -19,6 +19,8 @@ from stack.errors import StackError
 from stack.openshift import make
 from stack.state import MEMBER
 
+pytestmark = pytest.mark.needs("cluster", "defaults")
+
 
 @pytest.fixture
 def admin(stack: Any) -> Api:

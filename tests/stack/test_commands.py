@@ -18,6 +18,8 @@ from stack import commands, launch
 from stack.errors import StackError
 from stack.state import State
 
+pytestmark = pytest.mark.needs("cluster", "database", "inside")
+
 
 def silent(_line: str) -> None:
     pass

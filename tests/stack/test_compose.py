@@ -1,10 +1,11 @@
 """The compose stack against an engine that answers: a stand-in `docker` on PATH with real servers behind its ports.
 
-What is not here: images, MicroShift, a node. `tests/compose/docker.py` says what the stand-in does.
+What is not here: real images. `tests/compose/docker.py` and `microshift.py` say what the stand-in does.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +25,16 @@ import psycopg2
 import pytest
 import urllib3
 
-from runbook.clients.web import Web
 from runbook.target import Target
-from stack import commands, gives
+from stack import catalogue, commands, gives
 from stack.api import ApiError, wait_until
+from stack.builder.errors import BuildError
 from stack.compose import __main__ as beside
-from stack.compose import engine, project
+from stack.compose import engine, images, project
 from stack.errors import StackError
 from stack.state import State
 from tasks import local
+from tests.compose.docker import Recipe
 from tests.conftest import Stack, connect
 from tests.guide import ROOT, Guide
 
@@ -73,6 +76,13 @@ def removed(docker: Docker) -> None:
     commands.down(docker.state, wipe=True, progress=silent)
     shutil.rmtree(docker.folder, ignore_errors=True)
     shutil.rmtree(docker.state.root, ignore_errors=True)
+
+
+def prepared(docker: Docker) -> engine.Engine:
+    """Return the engine of a state folder in which no stack was started."""
+    docker.state.write("ports.json", "{}")
+    project.write_files(docker.state)
+    return engine.find(docker.state)
 
 
 def silent(_line: str) -> None:
@@ -151,35 +161,39 @@ def test_what_microshift_defines_itself_stays_its_own(contained: tuple[Docker, S
     assert managers("builds.build.openshift.io") == {"stack"}
 
 
-def test_steps_that_need_no_pod_run_are_repeated_and_taken_back(guide: Guide) -> None:
-    steps = ["project.request", "database.request", "database.password", "database.role", "database.create", "app.create"]
-    first = {step: guide.outcomes(step, "--build=dev")[step]["state"] for step in steps}
-    assert set(first.values()) == {"changed"}, first
-    again = {step: guide.outcomes(step, "--build=dev")[step]["state"] for step in steps}
-    assert set(again.values()) == {"unchanged"}, again
-    db, state = guide.instance("dev").database, guide.stack.state
-    assert guide.sql("dev", f"SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = '{db.name}'") == [(db.role,)]
+def test_the_database_is_as_dbod_gives_it(guide: Guide) -> None:
+    for step in ("database.request", "database.password"):
+        guide(step, "--build=dev")
     assert guide.sql("dev", "SELECT ssl, version LIKE 'TLSv1.%' FROM pg_stat_ssl WHERE pid = pg_backend_pid()") == [(True, True)]
     assert guide.sql("dev", "SELECT rolsuper, rolcreatedb, rolcreaterole FROM pg_roles WHERE rolname = current_user") \
         == [(False, True, True)]
     with pytest.raises(psycopg2.OperationalError, match=r"no encryption"):
-        psycopg2.connect(host="127.0.0.1", port=db.port, user="admin", dbname="postgres", password="x", sslmode="disable")
-    # Its platform is MicroShift's: what its Route answers comes through HAProxy with a certificate of the local CA.
-    host = guide.instance("dev").host
-    web = Web(state.ca)
+        psycopg2.connect(host="127.0.0.1", port=guide.instance("dev").database.port, user="admin", dbname="postgres", password="x",
+                         sslmode="disable")
 
-    def answer() -> str:
-        try:
-            return web.request("GET", f"https://{host}:{state.ports.https}/")[1]
-        except Exception as error:  # noqa: BLE001 - until HAProxy has the host's certificate
-            return str(error)
 
-    wait_until(lambda: answer() == f"route of {host}:{state.ports.https} by https" or answer() == f"route of {host} by https",
-               "the Route's certificate", 20)
-    for step, options in (("app.create", []), ("database.create", ["--data"]), ("database.role", ["--data"])):
-        guide(step, "--build=dev", "--undo", "--yes", *options)
-    assert guide.sql("dev", f"SELECT 1 FROM pg_roles WHERE rolname = '{db.role}'") == []
-    assert guide.stack.api.get("Deployment", guide.instance("dev").app, guide.instance("dev").project) is None
+def test_postgres_in_its_container_cannot_read_what_the_machines_user_mounts(contained: tuple[Docker, Stack]) -> None:
+    """So the scripts that the image runs as postgres were given their secret by root, or there would be no DBA."""
+    state = contained[0].state
+    here, secret = engine.find(state), str(state.path("compose", "postgres-admin"))
+    assert here.execute("postgres", "cat", secret, user="root").startswith("SCRAM-SHA-256$")
+    with pytest.raises(StackError, match="No such file or directory"):
+        here.execute("postgres", "cat", secret, user="postgres")
+
+
+def test_a_volume_can_be_written_by_any_user_of_a_pod_and_by_nobody_else_of_this_machine(contained: tuple[Docker, Stack]) -> None:
+    docker, stack = contained
+    stack.api.create({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data", "namespace": "default"},
+                      "spec": {"storageClassName": "cephfs", "accessModes": ["ReadWriteMany"],
+                               "resources": {"requests": {"storage": "1Gi"}}}})
+
+    def bound() -> str:
+        found = stack.api.get("PersistentVolumeClaim", "data", "default") or {"spec": {}}
+        return str(found["spec"].get("volumeName", ""))
+
+    folder = docker.state.volumes / wait_until(bound, "the claim to be bound", 60)
+    assert folder.stat().st_mode & 0o777 == 0o777 and docker.state.volumes.stat().st_mode & 0o077 == 0
+    assert stack.api.get("StorageClass", "standard") and stack.api.get("StorageClass", "eos") is None
 
 
 def test_one_database_instance_at_a_time_and_a_deleted_one_leaves_nothing(guide: Guide) -> None:
@@ -200,6 +214,8 @@ def test_one_database_instance_at_a_time_and_a_deleted_one_leaves_nothing(guide:
     name = guide.instance("dev").database.instance
     status, said = portal("POST", "databases", {"name": "another", "type": "PostgreSQL", "owner": "somebody"})
     assert status == 409 and name in said["error"]
+    guide("project.request", "--build=dev")
+    guide("database.password", "--build=dev")
     guide("database.role", "--build=dev")
     assert portal("DELETE", f"databases/{name}")[0] == 200
     guide("database.request", "--build=dev")
@@ -274,9 +290,10 @@ def test_stopped_and_started_it_has_what_it_had_and_wiped_nothing_stays(containe
     ({"up": "no-daemon"}, ["docker is installed, but its engine does not answer", "Is the docker daemon running?", "systemctl start"]),
     ({"up": "pull"}, ["the image ghcr.io/microshift-io/microshift:4.21.0_x could not be pulled", "denied", "docker pull ghcr.io"]),
     ({"up": "offline"}, ["an image could not be pulled", "no such host"]),
+    ({"up": "registry"}, ["an image could not be pulled", "connection refused", "reaches its registry"]),
     ({"up": "port"}, ["cannot publish a port", "port is already allocated", "ss -ltnp"]),
     ({"up": "room"}, ["docker has no room left", "docker system df"]),
-    ({"up": "strange"}, ["`docker compose up` failed: unexpected end of the world", "the same by hand"]),
+    ({"up": "strange"}, ["`docker compose up` failed: unexpected end of the world", "by hand", " up --detach"]),
     ({"services": {"microshift": {"state": "exited", "code": 137, "log": MICROSHIFT_LOG}}, "only": []},
      ["the container microshift ended with 137", "crio failed / microshift: cannot bind 6443"]),
     ({"services": {"postgres": {"health": "unhealthy", "log": "FATAL: the-planted-reason\n"}}, "only": []},
@@ -287,6 +304,7 @@ def test_stopped_and_started_it_has_what_it_had_and_wiped_nothing_stays(containe
      ["the container postgres is not healthy after 0 s (missing)", "its last lines: none"]),
     ({"answers": {"ps": "permission denied while trying to connect to the docker API at unix:///var/run/docker.sock"}, "only": []},
      ["its engine does not answer", "see that you may use it"]),
+    ({"answers": {"ps": "unexpected end of the world"}, "only": []}, ["`docker ps` failed: unexpected end of the world"]),
     ({"services": {name: {"health": "healthy"} for name in project.SERVICES}, "only": [], "kubeconfig": {"clusters": []}},
      ["the kubeconfig of MicroShift", "no client certificate", "replaced by another"]),
     ({"services": {name: {"health": "healthy"} for name in project.SERVICES}, "only": [],
@@ -304,6 +322,33 @@ def test_each_failure_of_an_engine_is_one_sentence(docker: Docker, monkeypatch: 
     assert "\n" not in str(raised.value)
     # No supervisor is left behind, and the same command works once the engine does.
     assert not commands.status(docker.state)["running"]
+
+
+def test_a_stop_that_the_engine_refuses_is_not_said_to_be_a_start(docker: Docker) -> None:
+    docker.fault(only=[], services={name: {"missing": True} for name in project.SERVICES}, answers={"stop": "a", "down": "b"})
+    here = prepared(docker)
+    with pytest.raises(StackError, match=r"`docker compose stop` failed: a; .* stop$"):
+        here.stop()
+    with pytest.raises(StackError, match=r"`docker compose down` failed: b; .* down --volumes$"):
+        here.remove()
+
+
+def test_an_engine_that_is_not_found_is_no_registry_that_is_not_found(docker: Docker) -> None:
+    here = engine.Engine("docker", ("docker", "compose"), "x", docker.folder)
+    asked = "error during connect: Get \"http://nowhere:2375/v1.50/info\": dial tcp: lookup nowhere: no such host"
+    assert "its engine does not answer" in here.refusal("docker ps", asked, "docker ps")
+
+
+def test_a_stack_whose_engine_was_removed_can_be_wiped(docker: Docker, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands._choose(docker.state, "compose")
+    prepared(docker)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(StackError, match="no container engine was found"):
+        commands.down(docker.state, progress=silent)
+    told: list[str] = []
+    commands.down(docker.state, wipe=True, progress=told.append)
+    assert not docker.state.root.exists()
+    assert f"docker compose -p {engine.project_of(docker.state)} down --volumes" in told[0]
 
 
 def test_a_missing_engine_is_one_sentence_of_the_command_line(docker: Docker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,35 +395,137 @@ def test_an_engine_that_hangs_is_given_up(docker: Docker, monkeypatch: pytest.Mo
         engine.find(docker.state)
 
 
-@pytest.mark.parametrize("text", [
-    '[{"Service": "redis", "State": "running", "Health": "healthy", "ExitCode": 0}]',
-    '{"Service": "redis", "State": "running", "Health": "healthy", "ExitCode": 0}\n',
-    '[{"Labels": {"com.docker.compose.service": "redis"}, "State": "running", "Status": "Up 4 seconds (healthy)"}]',
-])
-def test_every_version_tells_its_containers_in_its_own_way(text: str) -> None:
-    assert dict(map(engine._container, engine._rows(text))) == {"redis": engine.Container("running", "healthy", 0)}
+DOCKER_SAYS = {"Id": "0f", "State": {"Status": "running", "Running": True, "ExitCode": 0, "Health": {"Status": "healthy"}},
+               "Config": {"Labels": {"com.docker.compose.service": "redis"}},
+               "NetworkSettings": {"Ports": {"6379/tcp": [{"HostIp": "127.0.0.1", "HostPort": "49153"}], "1/udp": None}}}
+PODMAN_SAYS = DOCKER_SAYS | {"Name": "x_redis_1", "State": {"Status": "running", "ExitCode": 0, "Health": {
+    "Status": "healthy", "FailingStreak": 0, "Log": None}}}
+PODMAN_3_SAYS = DOCKER_SAYS | {"State": {"Status": "running", "ExitCode": 0, "Healthcheck": {"Status": "healthy"}}}
+
+
+@pytest.mark.parametrize("about", [DOCKER_SAYS, PODMAN_SAYS, PODMAN_3_SAYS], ids=["docker", "podman", "podman 3"])
+def test_either_engine_tells_of_its_containers(about: dict[str, Any]) -> None:
+    assert engine._container(about) == ("redis", engine.Container("running", "healthy", 0, {6379: 49153}, "0f"))
+
+
+# Images.
+
+def test_a_containerfile_says_what_the_build_config_says_and_no_more(tmp_path: Path) -> None:
+    odd = 'a "quoted" $HOME \\ and \'more\''
+    text = images.containerfile("registry/python@sha256:x", {"ODD": odd}, {"label": odd}, own={"assemble"},
+                                mounts=["--mount=type=secret,id=s,target=/opt/app-root/src/s,uid=1001"])
+    lines = text.splitlines()
+    assert lines[0] == "FROM registry/python@sha256:x"
+    assert lines[-2:] == ["RUN --mount=type=secret,id=s,target=/opt/app-root/src/s,uid=1001 /tmp/scripts/assemble",
+                          'CMD ["/usr/libexec/s2i/run"]']
+    made = Recipe(State(tmp_path), tmp_path, tmp_path, {}, "x")
+    for line in lines:
+        if line.startswith(("ENV ODD", "LABEL")):
+            getattr(made, f"_{line.split()[0].lower()}")(line.partition(" ")[2])
+    assert (made.env["ODD"], made.labels["label"]) == (odd, odd)
+    with pytest.raises(BuildError, match="more than one line"):
+        images.containerfile("x", {"KEY": "a\nb"}, {}, own=set(), mounts=[])
+
+
+@pytest.mark.parametrize(("faults", "says"), [
+    ({"answers": {"save": "Error response from daemon: No such image: x"}}, "`docker save .*` failed: Error .* No such image"),
+    ({"answers": {"skopeo": "FATA[0000] writing blob: no space left on device"}},
+     "MicroShift does not take the image .*no space left on device; the container's last lines"),
+], ids=["save", "skopeo"])
+def test_an_image_that_does_not_reach_microshift_says_which_end_failed(docker: Docker, faults: dict[str, Any], says: str) -> None:
+    docker.fault(only=[], services={name: {"health": "healthy"} for name in project.SERVICES})
+    here = prepared(docker)
+    here.up()
+    made = docker.folder / "own" / "engine" / hashlib.sha256(b"x").hexdigest()[:16]
+    made.mkdir(parents=True)
+    docker.fault(services={name: {"health": "healthy"} for name in project.SERVICES}, **faults)
+    with pytest.raises(StackError, match=says):
+        images.load(here, "x")
+
+
+def test_an_image_that_cannot_be_looked_up_says_why_and_is_looked_up_again(docker: Docker, monkeypatch: pytest.MonkeyPatch) -> None:
+    docker.fault(only=[], services={name: {"health": "healthy"} for name in project.SERVICES}, answers={"skopeo": "no route to host"})
+    prepared(docker).up()
+    reference = "quay.io/sclorg/redis-7-c9s:latest"
+    found = images.Registries(docker.state, [reference])
+    digest, problem = found.digest_of(reference)
+    assert digest == "" and "redis-7-c9s:latest cannot be looked up" in problem and "no route to host" in problem
+    docker.fault(services={name: {"health": "healthy"} for name in project.SERVICES})
+    assert found.digest_of(reference)[0] == ""
+    monkeypatch.setattr(images, "AGAIN", 0.0)
+    assert found.digest_of(reference) == (catalogue.digest_of(reference), "")
 
 
 # The tests' own way onto it.
 
-def test_pytest_runs_a_test_on_containers_and_skips_what_they_do_not_give(docker: Docker) -> None:
-    test = ROOT / "tests" / "compose" / "check_fixtures.py"
+@dataclass
+class Report:
+    """What a run of pytest with `--stack=compose` said of each test."""
+
+    code: int
+    output: str
+    passed: set[str]
+    skipped: dict[str, str]
+
+
+def on_containers(file: str, folder: Path, seconds: float) -> Report:
+    report = folder / "junit.xml"
     environment = {name: value for name, value in os.environ.items() if name not in {"RUNBOOK_STATE", "RUNBOOK_TEST_STATE"}}
-    done = subprocess.run([sys.executable, "-m", "pytest", "--stack=compose", "-rs", "-p", "no:cacheprovider", str(test)], cwd=ROOT,
-                          env=environment, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 passed, 1 skipped" in done.stdout
-    assert "the compose stack does not give databases: the compose file has one PostgreSQL server" in " ".join(done.stdout.split())
-    verbs = [call[7] for call in docker.calls() if len(call) > 7]
+    done = subprocess.run([sys.executable, "-m", "pytest", "--stack=compose", "-p", "no:cacheprovider", "--tb=short",
+                           f"--junitxml={report}", str(ROOT / "tests" / file)], cwd=ROOT, env=environment, capture_output=True,
+                          text=True, check=False, timeout=seconds)
+    cases = {case.attrib["name"]: list(case) for case in ET.parse(report).iter("testcase")}
+    skipped = {name: child.attrib["message"] for name, children in cases.items() for child in children if child.tag == "skipped"}
+    bad = {name for name, children in cases.items() if any(child.tag in {"failure", "error"} for child in children)}
+    return Report(done.returncode, done.stdout + done.stderr, cases.keys() - skipped.keys() - bad, skipped)
+
+
+SKIPPED = {"test_the_second_run_changes_nothing_and_writes_nothing": ("audit", "inside"),
+           "test_a_wrong_instance_file_gets_one_sentence_with_its_line": ("audit",),
+           "test_the_doctor_finds_nothing_wrong_with_what_is_well_and_looks_up_what_is_pasted": ("addresses",),
+           "test_no_secret_leaves_its_place": ("inside",), "test_a_secret_that_leaves_its_place_would_be_seen": ("inside",),
+           "test_killed_inside_every_step_and_run_once_more_it_is_complete_and_undo_leaves_nothing": ("databases", "audit", "inside")}
+"""The tests of the whole guide that need what the compose stack does not give."""
+
+
+@pytest.mark.timeout(3000)
+def test_the_whole_guide_runs_on_containers_but_for_what_they_do_not_give(docker: Docker, tmp_path: Path) -> None:
+    """The same file as on the embedded stack, with builds by the engine, images handed to MicroShift, and pods there."""
+    report = on_containers("test_guide.py", tmp_path, 2900)
+    assert report.code == 0, report.output
+    assert {name.partition("[")[0] for name in report.skipped} == SKIPPED.keys()
+    for name, reason in report.skipped.items():
+        assert reason == f"the compose stack does not give {gives.missing('compose', *SKIPPED[name.partition('[')[0]])}"
+    assert {"test_the_app_answers_over_https_with_its_data_in_postgresql_over_tls", "test_the_websocket_echoes_through_redis",
+            "test_a_build_whose_assemble_fails_says_so_and_the_old_app_serves_on"} <= report.passed
+    assert len(report.passed) > 15
+    # The engine built, and what it built reached MicroShift under the name that the Deployment has.
+    calls = docker.calls()
+    names = [call[call.index("--tag") + 1] for call in calls if call[0] == "build"]
+    assert names[0] == "image-registry.openshift-image-registry.svc:5000/dev-certhelper/certification-helper:certification-helper-1"
+    taken = [call[-1] for call in calls if "copy" in call and "skopeo" in call]
+    assert taken and {f"containers-storage:{name}" for name in names} >= set(taken)
+    assert not (docker.folder / "own").exists()
+
+
+def test_pytest_runs_a_test_on_containers_and_skips_what_they_do_not_give(docker: Docker, tmp_path: Path,
+                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as some continuous integrations have it
+    report = on_containers("compose/check_fixtures.py", tmp_path, 600)
+    assert report.code == 0, report.output
+    assert report.passed == {"test_the_session_stack_is_the_compose_stack"}
+    assert report.skipped == {
+        "test_that_needs_what_is_not_there":
+            "the compose stack does not give databases: the compose file has one PostgreSQL server",
+        "test_that_does_not_say_what_it_needs": "it does not say what it needs: @pytest.mark.needs(…)"}
+    verbs = [verb for call in docker.calls() for verb in ("up", "down") if verb in call]
     assert verbs[0] == "up" and verbs[-1] == "down" and not (docker.folder / "own").exists()
 
 
-def test_pytest_says_in_one_sentence_what_the_engine_would_not_do(docker: Docker) -> None:
+def test_pytest_says_in_one_sentence_what_the_engine_would_not_do(docker: Docker, tmp_path: Path) -> None:
     docker.fault(up="no-daemon")
-    done = subprocess.run([sys.executable, "-m", "pytest", "--stack=compose", "-p", "no:cacheprovider", "--tb=line",
-                           str(ROOT / "tests" / "compose" / "check_fixtures.py")], cwd=ROOT, capture_output=True, text=True, check=False,
-                          timeout=300, env={name: value for name, value in os.environ.items() if name != "RUNBOOK_TEST_STATE"})
-    assert done.returncode == 1 and "docker is installed, but its engine does not answer" in done.stdout
+    report = on_containers("compose/check_fixtures.py", tmp_path, 300)
+    assert report.code == 1 and "docker is installed, but its engine does not answer" in report.output
 
 
 def test_every_need_is_an_ability_and_both_stacks_say_what_they_give() -> None:
@@ -386,6 +533,8 @@ def test_every_need_is_an_ability_and_both_stacks_say_what_they_give() -> None:
     assert "one PostgreSQL server" in gives.missing("compose", "cluster", "databases")
     with pytest.raises(KeyError):
         gives.missing("compose", "teleport")
-    assert any("never run with real images" in row[3] for row in gives.rows())
+    said = {row[0]: row[3] for row in gives.rows()}
+    assert said["`node`"] == "given, seen with a stand-in only" and said["`portal`"] == "given"
+    assert said["`eos`"].startswith("no: ")
 
 

@@ -13,6 +13,8 @@ import pytest
 from stack import binaries, eos
 from stack.api import Manifest, wait_until
 
+pytestmark = pytest.mark.needs("cluster", "node", "eos")
+
 IMAGE = "quay.io/sclorg/python-312-c9s:latest"
 FILE = f"/eos/{eos.WELCOME}"
 

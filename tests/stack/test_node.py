@@ -24,6 +24,8 @@ from stack.node import environment, status
 from stack.node.environment import ConfigError
 from stack.state import MEMBER
 
+pytestmark = pytest.mark.needs("cluster", "node", "inside")
+
 IMAGE = "quay.io/sclorg/python-312-c9s:latest"
 SERVE = ("import http.server as h, os; print('serving', flush=True); "
          "h.ThreadingHTTPServer(('', 8080), h.SimpleHTTPRequestHandler).serve_forever()")

@@ -21,6 +21,8 @@ from stack.api import wait_until
 from stack.portal import repositories
 from stack.state import MEMBER, State
 
+pytestmark = pytest.mark.needs("cluster", "portal", "sign-on", "databases")
+
 ROOT = Path(__file__).parents[2]
 CALLBACK = "https://app.localhost/accounts/oidc/cern/login/callback/"
 FORM = {"identifier": "certhelper-dev", "name": "Certification helper", "redirect_uris": [CALLBACK], "roles": ["shifter", "admin"]}

@@ -15,6 +15,8 @@ from stack.api import wait_until
 from stack.errors import StackError
 from stack.state import State
 
+pytestmark = pytest.mark.needs("database", "databases", "hba")
+
 
 @pytest.fixture(scope="module")
 def database(stack) -> Iterator[postgres.Database]:

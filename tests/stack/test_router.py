@@ -28,6 +28,8 @@ from stack.api import Api, ApiError, Manifest, wait_until
 from stack.haproxy import Address, Endpoint, Frame, Web
 from stack.state import API_CLUSTER_ADDRESS, NODE_ADDRESS, OUTSIDE_ADDRESS, POD_NETWORK, Ports, State
 
+pytestmark = pytest.mark.needs("cluster", "node", "router", "addresses")
+
 GOLDEN = Path(__file__).with_name("haproxy.golden.cfg")
 FRAME = Frame({"api": 5, "http": 6, "https": 7, "outside": 9, "database-0": 8}, Ports(6443, 8080, 8443, 8444, [5501]),
               "/state/pki/ca.crt", "/state/pki/api.pem", "/state/pki/router.pem")

@@ -10,6 +10,8 @@ import pytest
 
 from stack.api import Api, Manifest, wait_until
 
+pytestmark = pytest.mark.needs("cluster", "storage", "eos")
+
 
 @pytest.fixture
 def namespace(stack: Any) -> Iterator[str]:

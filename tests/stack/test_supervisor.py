@@ -19,6 +19,8 @@ from stack import commands, launch
 from stack.api import wait_until
 from stack.state import State
 
+pytestmark = pytest.mark.needs("cluster", "inside")
+
 
 def silent(_line: str) -> None:
     pass

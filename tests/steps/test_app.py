@@ -17,6 +17,8 @@ import pytest
 
 from tests.guide import ROOT, Site
 
+pytestmark = pytest.mark.needs("cluster", "database", "databases", "redis", "portal", "sign-on", "node", "builder", "router")
+
 
 def sql(site: Site, statement: str) -> list[tuple[Any, ...]]:
     """Execute in the app's database as the app's role."""

@@ -26,6 +26,8 @@ from stack.api import wait_until
 from stack.compose import database as contained
 from tests.guide import ROOT, Site
 
+pytestmark = pytest.mark.needs("cluster", "database", "databases", "redis", "portal", "sign-on", "node", "builder", "router")
+
 
 def sql(site: Site, statement: str) -> list[tuple[Any, ...]]:
     """Execute as the administrator, who is a member of the app's role, in the app's database."""

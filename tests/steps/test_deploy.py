@@ -19,6 +19,8 @@ from stack.api import ApiError, Manifest, wait_until
 from stack.state import State
 from tests.guide import Guide, Site
 
+pytestmark = pytest.mark.needs("cluster", "database", "databases", "redis", "portal", "sign-on", "node", "builder", "router")
+
 BRANCH = "deploys"
 SCHEDULED = "batch.kubernetes.io/cronjob-scheduled-timestamp"
 MINUTE, NEW_YEAR = {"schedule": {"cron": "* * * * *"}}, {"schedule": {"cron": "0 0 1 1 *"}}

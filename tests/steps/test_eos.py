@@ -17,6 +17,8 @@ from stack.api import ApiError, wait_until
 from stack.eos import SIDECAR, WELCOME
 from tests.guide import Site
 
+pytestmark = pytest.mark.needs("cluster", "database", "databases", "redis", "portal", "sign-on", "node", "builder", "router", "eos")
+
 PAGE = f"/eos/{WELCOME}"
 PATH = "/eos/project/t/tkdqmdoc"
 PATIENCE = 10

@@ -13,6 +13,8 @@ from runbook.errors import Unreachable
 from stack.api import wait_until
 from tests.guide import Site
 
+pytestmark = pytest.mark.needs("cluster", "database", "databases", "redis", "portal", "sign-on", "node", "builder", "router", "addresses")
+
 
 @pytest.fixture(scope="module")
 def closed(site: Site) -> Iterator[Site]:

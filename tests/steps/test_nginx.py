@@ -14,6 +14,8 @@ from procedures import app, nginx
 from stack.api import wait_until
 from tests.guide import Site
 
+pytestmark = pytest.mark.needs("cluster", "database", "databases", "redis", "portal", "sign-on", "node", "builder", "router")
+
 MERGE = "application/merge-patch+json"
 
 

@@ -17,6 +17,8 @@ import pytest
 
 from tests.guide import ROOT, Guide, Site, laid_over, toml
 
+pytestmark = pytest.mark.needs("cluster", "database", "databases", "redis", "portal", "sign-on", "node", "builder", "router")
+
 
 def table(done: Any) -> dict[str, dict[str, str]]:
     rows = [json.loads(line) for line in done.stdout.splitlines()]

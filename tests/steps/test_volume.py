@@ -10,6 +10,8 @@ import pytest
 from stack.api import wait_until
 from tests.guide import Site
 
+pytestmark = pytest.mark.needs("cluster", "database", "databases", "redis", "portal", "sign-on", "node", "builder", "router", "storage")
+
 
 @pytest.fixture(scope="module")
 def shared(site: Site) -> Iterator[Site]:
