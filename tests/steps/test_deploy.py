@@ -249,6 +249,25 @@ def test_the_policy_is_asked_and_yes_answers(deployed: Site) -> None:
     deployed.change({"deploy": None})
 
 
+def test_the_schedule_is_resumed_by_the_same_policy(deployed: Site, tmp_path: Path) -> None:
+    policy = {"deploy": {"when": "on shift changes only", "backup": True}, "database": {"backups": str(tmp_path)}}
+    deployed.change(NEW_YEAR | policy)  # so that nothing starts meanwhile
+    deployed("deploy.schedule")
+    try:
+        assert "a build by the clock makes no dump" in deployed("deploy.resume", code=1).stderr
+        assert "deploy is deployed on shift changes only" in deployed("deploy.resume", "--once", code=75).stderr
+        assert schedule(deployed)["spec"]["suspend"] is True
+        assert list(tmp_path.iterdir()) == []
+        deployed("deploy.resume", "--once", "--yes")
+        assert schedule(deployed)["spec"]["suspend"] is False
+        (dump,) = [path for path in tmp_path.rglob("*") if path.is_file()]
+        assert dump.stat().st_size > 1000
+        deployed("deploy.suspend")
+    finally:
+        deployed.change(MINUTE | {"deploy": None, "database": {"backups": None}})
+    deployed("deploy.schedule")
+
+
 # The quota
 
 @pytest.fixture
@@ -404,7 +423,7 @@ def started_by_hand(site: Site, name: str, authority: str) -> tuple[Manifest, st
 
 
 @pytest.mark.fault(30, 33)
-def test_the_clock_starts_one_build_and_the_schedule_suspends_itself(deployed: Site) -> None:
+def test_the_clock_starts_one_build_and_the_schedule_suspends_itself(deployed: Site, repository: Repository) -> None:
     name = deploy.schedule_name(deployed.instance)
     made = calendar.timegm(time.strptime(schedule(deployed)["metadata"]["creationTimestamp"], "%Y-%m-%dT%H:%M:%SZ"))
     wait_until(lambda: time.time() - made > 70, "the schedule to be old enough to have missed a minute", 75)
@@ -417,6 +436,7 @@ def test_the_clock_starts_one_build_and_the_schedule_suspends_itself(deployed: S
     assert schedule(deployed)["spec"]["suspend"] is False
     assert may(deployed, name, "patch", "batch/cronjobs", name)
     assert not may(deployed, name, "patch", "batch/cronjobs", "another")
+    repository.push("the-third")
     deployed.change(MINUTE)
     deployed("deploy.schedule")
     wait_until(lambda: len(builds(deployed)) > number, "the clock to start a build", 100)
@@ -424,7 +444,7 @@ def test_the_clock_starts_one_build_and_the_schedule_suspends_itself(deployed: S
     assert not may(deployed, name, "patch", "batch/cronjobs", name), "the right is still there"
     assert len(scheduled(deployed)) == 1
     wait_until(lambda: builds(deployed)[-1]["status"].get("phase") == "Complete", "the build", 120)
-    canary(deployed, "the-second")
+    canary(deployed, "the-third")
     assert deployed.outcomes("guide.status", code=None)["deploy.schedule"]["state"] == "done", "a fired schedule is no drift"
 
 
