@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from procedures import project
+from runbook.errors import Unknown
 from runbook.instance import Instance, Redis
 from runbook.observed import Observed
 from runbook.plan import Apply, Credential, Former, Manifest, Object, Plan, Require, Revision, WaitFor, rolled_out
@@ -25,6 +26,9 @@ def password(instance: Instance) -> Credential:
     needs=(project.request,),
     see="One pod named after the server is ready.",
     otherwise=(
+        ("`a DeploymentConfig … runs`",
+         "The template made one until 2023. Scale it to 0, and run this again at once: the websockets wait meanwhile, and what "
+         "Redis held is of no worth. Nothing of it is deleted."),
         ("`the image stream redis has the tag …`, or the pod of Redis cannot pull its image.",
          "The tag is not in the image stream: this step lists those that are."),
         ("`Error … connecting to redis` or `Name or service not known`", "The app does not find the Redis server: run this step, "
@@ -32,6 +36,8 @@ def password(instance: Instance) -> Credential:
         ("The app's log shows `NOAUTH` or `WRONGPASS`.", "The password was changed on one side only: "
                                                          "run this step again, then `environment.set`."),
     ),
+    unconfirmed=f"Which tags the image stream redis and which objects the template {TEMPLATE} have at CERN: "
+                f"`oc get is redis -n openshift` and `oc get template {TEMPLATE} -n openshift -o yaml` tell.",
 )
 def add(instance: Instance, observed: Observed) -> Plan:
     """Add a Redis server from the platform's template."""
@@ -42,6 +48,11 @@ def add(instance: Instance, observed: Observed) -> Plan:
                   "" if (stream is None and observed.empty) or wanted.version in tags
                   else f"it has {', '.join(tags)}" if tags else "there is no image stream redis in the namespace openshift",
                   "put one of those tags into the instance file as `version` below [redis]")
+    if pods := former(instance, observed):
+        yield Require("no other server has the name", f"a DeploymentConfig {wanted.name} runs {pods} of it, and a Deployment "
+                      "beside it would be a second server of this name",
+                      f"`oc scale dc/{wanted.name} --replicas=0`, then run this again at once; "
+                      f"`oc delete dc/{wanted.name}` when all is well")
     template = observed.object("Template", TEMPLATE, "openshift") or SHAPE
     for manifest in filled(template, {
         "DATABASE_SERVICE_NAME": wanted.name, "REDIS_VERSION": wanted.version, "MEMORY_LIMIT": wanted.memory,
@@ -50,6 +61,16 @@ def add(instance: Instance, observed: Observed) -> Plan:
         deployed = manifest["kind"] == "Deployment"
         yield Apply(completed(manifest, observed, stream, wanted) if deployed else manifest)
     yield WaitFor(Object("Deployment", wanted.name), rolled_out)
+
+
+def former(instance: Instance, observed: Observed) -> int:
+    """Return how many pods a DeploymentConfig of the server's name has: the template's form until 2023, which no step makes."""
+    try:
+        found = observed.object("DeploymentConfig", instance.redis.name)
+    except Unknown:  # A cluster that has given the kind up.
+        return 0
+    pods: int = found["spec"].get("replicas", 1) if found else 0
+    return pods
 
 
 def filled(template: Manifest, values: dict[str, Any]) -> list[Manifest]:

@@ -45,6 +45,10 @@ class Run:
             while True:
                 did, result = self._value(action, wanted, tell, detail)
                 changed |= did
+                # At once: a pod carries its Secrets' revisions, and who manages one is part of that. Nothing of its data goes.
+                if isinstance(action, Apply) and action.object.kind == "Secret" and action.object in self.applied:
+                    del self.applied[action.object]
+                    self._taken(action.object)
                 action = plan.send(result)
         except StopIteration:
             pass
@@ -59,9 +63,7 @@ class Run:
         """Take over what others made, then wait for what was put off."""
         taken, self.applied = list(self.applied), {}
         for wanted in taken:
-            if said := take_over(wanted, self.connections):
-                self.connections.changed()
-                self.connections.say(said)
+            self._taken(wanted)
         waits, self.put_off = self.put_off, []
         for wait, name in {(w.object, w.condition.name): (w, name) for w, name in waits}.values():
             try:
@@ -69,6 +71,11 @@ class Run:
             except GuideError as error:
                 error.add_note(name)
                 raise
+
+    def _taken(self, wanted: Object) -> None:
+        if said := take_over(wanted, self.connections):
+            self.connections.changed()
+            self.connections.say(said)
 
     def _value(self, action: Action, wanted: Step, tell: Tell, detail: list[str]) -> tuple[bool, Any]:
         connections = self.connections

@@ -22,7 +22,7 @@ MERGE = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
 
 GROUPS: dict[str, str] = {
-    "Deployment": "apis/apps/v1", "ReplicaSet": "apis/apps/v1",
+    "Deployment": "apis/apps/v1", "ReplicaSet": "apis/apps/v1", "DeploymentConfig": "apis/apps.openshift.io/v1",
     "CronJob": "apis/batch/v1", "Job": "apis/batch/v1",
     "BuildConfig": "apis/build.openshift.io/v1", "Build": "apis/build.openshift.io/v1",
     "ImageStream": "apis/image.openshift.io/v1", "Template": "apis/template.openshift.io/v1",

@@ -120,6 +120,7 @@ def roles() -> list[Manifest]:
         ("template.openshift.io", ["processedtemplates", "templateconfigs", "templateinstances", "templates"],
          READ + WRITE),
         ("webservices.cern.ch", ["oidcreturnuris"], READ + WRITE),
+        ("apps.openshift.io", ["deploymentconfigs", "deploymentconfigs/scale"], READ + WRITE),
     ]
     read: list[tuple[str, list[str], list[str]]] = [
         ("build.openshift.io", ["buildconfigs", "buildconfigs/webhooks", "builds", "builds/log"], READ),
@@ -129,6 +130,7 @@ def roles() -> list[Manifest]:
         ("route.openshift.io", ["routes", "routes/status"], READ),
         ("template.openshift.io", ["processedtemplates", "templateconfigs", "templateinstances", "templates"], READ),
         ("webservices.cern.ch", ["oidcreturnuris"], READ),
+        ("apps.openshift.io", ["deploymentconfigs", "deploymentconfigs/scale"], READ),
     ]
 
     def rules(of: list[tuple[str, list[str], list[str]]]) -> list[Manifest]:

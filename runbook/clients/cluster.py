@@ -23,6 +23,7 @@ KINDS = {
     "PersistentVolumeClaim": "api/v1", "Event": "api/v1", "ServiceAccount": "api/v1",
     "ResourceQuota": "api/v1",
     "Deployment": "apis/apps/v1", "ReplicaSet": "apis/apps/v1", "CronJob": "apis/batch/v1", "Job": "apis/batch/v1",
+    "DeploymentConfig": "apis/apps.openshift.io/v1",
     "Role": "apis/rbac.authorization.k8s.io/v1", "RoleBinding": "apis/rbac.authorization.k8s.io/v1",
     "BuildConfig": "apis/build.openshift.io/v1", "Build": "apis/build.openshift.io/v1",
     "ImageStream": "apis/image.openshift.io/v1", "Template": "apis/template.openshift.io/v1",

@@ -10,8 +10,9 @@ nginx-container; the community variants, which an OKD cluster has).
 
 Differs: a custom resource has no code behind it. What the Go code of OpenShift checks and fills in is added here by
 hand as far as this guide touches it (enumerations, defaults, a rule that a strategy has its part); the rest is accepted
-as the schema allows. ImageStreamTag, ImageStreamImage, TemplateInstance and DeploymentConfig are no resources here:
-a tag is read from its image stream's status, and a template is processed by whoever reads it, as `oc process --local`.
+as the schema allows. A DeploymentConfig can be made and scaled, and no controller makes pods of it. ImageStreamTag,
+ImageStreamImage and TemplateInstance are no resources here: a tag is read from its image stream's status, and a
+template is processed by whoever reads it, as `oc process --local`.
 """
 
 from __future__ import annotations
@@ -197,7 +198,18 @@ def definitions(module: Path) -> dict[str, Any]:
                 "spec": {"type": "object", "required": ["redirectURI"], "properties": {
                     "redirectURI": {"type": "string", "pattern": "^https?://.+"}}},
                 "status": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}})
+    made["crd-deploymentconfigs.json"] = deployment_config()
     return made
+
+
+def deployment_config() -> Schema:
+    """Return the kind that sites of 2022 have: any content, and its number of pods as a subresource."""
+    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    crd = definition("apps.openshift.io", "DeploymentConfig", short=["dc"], schema={"type": "object", "properties": {
+        "apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"type": "object"}, "status": anything,
+        "spec": anything | {"properties": {"replicas": {"type": "integer", "minimum": 0}}}}})
+    crd["spec"]["versions"][0]["subresources"]["scale"] = {"specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.replicas"}
+    return crd
 
 
 UBI = "registry.access.redhat.com"

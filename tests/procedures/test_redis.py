@@ -68,3 +68,15 @@ def test_a_parameter_that_is_a_whole_value_keeps_its_type():
     template = {"parameters": [{"name": "N", "value": "x"}], "objects": [
         {"metadata": {"name": "${N}-a"}, "spec": {"size": "${{SIZE}}", "gone": None}, "status": {}}]}
     assert redis.filled(template, {"SIZE": 3}) == [{"metadata": {"name": "x-a", "labels": {}}, "spec": {"size": 3}}]
+
+
+@pytest.mark.parametrize(("pods", "found"), [
+    (1, ["a DeploymentConfig redis runs 1 of it, and a Deployment beside it would be a second server of this name"]),
+    (0, []), (None, [])])
+def test_two_servers_never_share_a_name(plan, instance, unmet, pods, *, found):
+    """The template made a DeploymentConfig until 2023: a Deployment beside it would answer every second question."""
+    known = KNOWN | ({} if pods is None else {Object("DeploymentConfig", "redis"): {"spec": {"replicas": pods}}})
+    values = plan(redis.add, instance, known)
+    assert unmet(values) == found
+    cures = [value.cure for value in values if getattr(value, "found", "")]
+    assert all("oc scale dc/redis --replicas=0" in cure for cure in cures)
