@@ -132,6 +132,25 @@ def test_an_absent_eos_ends_at_the_deadline_and_the_old_pod_serves(site: Site, b
     assert page(site, "/")[0] == 200
 
 
+def test_a_slow_eos_is_waited_for_and_one_that_hangs_is_said(site: Site, behaves: Any) -> None:
+    behaves(slow=3)
+    site.change({"eos": {"patience": 100}})
+    assert site.outcomes("eos.mount")["eos.mount"]["state"] == "changed"
+    assert site.outcomes("eos.verify")["eos.verify"]["state"] == "unchanged"
+    behaves(slow=40)
+    site.change({"eos": {"patience": 1}})
+    hangs = site("eos.verify", code=1)
+    assert "no answer within 30 s" in hangs.stderr and "EOS is slow or gone" in hangs.stderr
+    assert page(site, "/")[0] == 200
+    behaves(slow=15)  # longer than the probe waits for one answer
+    before = {pod["metadata"]["name"] for pod in pods(site)}
+    site.change({"eos": {"patience": PATIENCE}})
+    refused = site("eos.mount", code=1)
+    assert "Startup probe failed" in refused.stderr and "timed out" in refused.stderr and "EOS hangs" in refused.stderr
+    assert before & {pod["metadata"]["name"] for pod in pods(site)}
+    assert page(site, "/")[0] == 200
+
+
 def test_an_eos_that_goes_is_noticed_by_the_verification(site: Site, behaves: Any) -> None:
     site.change({"eos": {"patience": 2}})
     with site.visited(PAGE) as answers:  # Visitors notice, so that others who notice nothing mean something.
