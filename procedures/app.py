@@ -192,6 +192,7 @@ user.groups.set(Group.objects.filter(name=user.get_user_privilege_display()))"""
     see="The user sees the site's administration at `/admin/`, or has the role.",
     back="`--role=guest` takes every right of a person away; so does an administrator at `/admin/`, below Users.",
     otherwise=(
+        ("`there is no role …`", "It is one of guest, shifter, shiftleader, expert and admin."),
         ("`which user?` or `is no user's name`", "Name one with `--user=NAME`, as the site shows it."),
         ("`there is no role '…'`", "The message lists the roles that the app knows."),
         ("`the app keeps no roles`", "Its users bring theirs from the sign-on: give the role in the application portal, to the "

@@ -51,7 +51,8 @@ def inside(instance: Instance, observed: Observed) -> str:
 @step(
     undoes=open,
     see="The Route carries the project's own list of networks.",
-    otherwise=(("`its list of networks is empty: everybody may come`, or the site still answers from outside.",
+    otherwise=(("`its list of networks is empty: everybody may come`, `there is no list of networks`, or the site still answers "
+                "from outside.",
                 "Set `internet = false` below [expose], or the next `guide.run` opens it again; then `expose.verify`."),),
 )
 def close(instance: Instance, observed: Observed) -> Plan:
