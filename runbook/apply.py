@@ -403,8 +403,9 @@ def _release(action: Apply, connections: Connections, manager: str) -> tuple[boo
         return True, ""
     if live["metadata"].get("annotations", {}).get("guide/step") != manager.removeprefix("guide/") and not going:
         return False, f"kept, another made it: {wanted}"
-    others = sorted(m.removeprefix("guide/") for m in managers if m and m.startswith("guide/") and m != manager
-                    and not m.startswith("guide/deploy."))
+    # Only what was applied can be given back; a field that a step moved goes with the object.
+    applied = {entry["manager"] for entry in live["metadata"]["managedFields"] if entry["operation"] == "Apply"}
+    others = sorted(m.removeprefix("guide/") for m in applied if m.startswith("guide/") and m != manager)
     if others:
         raise GuideError(f"{wanted} still carries what other steps set: {', '.join(others)}",
                          "undo first: " + ", ".join(f"`invoke {name} --undo`" for name in others))
