@@ -286,3 +286,22 @@ def test_what_differs_from_cern_is_said_for_every_part(expanded):
 def test_every_variable_is_on_the_page(expanded):
     for variable in environment.VARIABLES:
         assert f"| `{variable.name}` |" in expanded["environment"]
+
+
+WORDS = {"oc": r"`?\boc\b`?", "shift leader": "shift leader", "field manager": "field managers?", "drift": "[Dd]rift(?:ed)?"}
+"""Words that a newcomer need not know, and how a page's prose writes them."""
+
+
+def undefined(text):
+    """Return the words that a page's prose uses before it leads to what they mean."""
+    prose = re.sub(r"^( *`{3,}).*?^\1[ \t]*$", "", text, flags=re.MULTILINE | re.DOTALL)
+    return [word for word, written in WORDS.items() if (found := re.search(written, prose))
+            and not re.match(r"\]\(glossary\.md#", prose[found.end():])]
+
+
+@pytest.mark.parametrize("stem", ["index", "daily", "deploy", "architecture"])
+def test_a_word_is_explained_where_it_is_first_used(stem, site):
+    assert undefined((DOCS / f"{stem}.md").read_text()) == []
+    assert undefined("A drift. [drift](glossary.md#drift)") == ["drift"]
+    for word in WORDS:
+        assert f'<dt id="{word.replace(" ", "-")}">' in (site / "glossary.html").read_text()
