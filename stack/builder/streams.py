@@ -255,12 +255,15 @@ class Streams:
     def collect_garbage(self) -> None:
         """Remove the images that no tag remembers and nothing runs."""
         with self._lock:
+            folders = list(self._state.images.glob("sha256-*"))
+            if not folders:  # an engine keeps them elsewhere
+                return
             used = {item["image"] for stream in self._api.list("ImageStream")
                     for tag in (stream.get("status") or {}).get("tags") or [] for item in tag.get("items") or []}
             for kind in ("Pod", "ReplicaSet", "Deployment", "Job", "CronJob"):
                 used.update(re.findall(r"sha256:[0-9a-f]{64}", json.dumps(self._api.list(kind))))
             used.update(catalogue.made_here())
-            for folder in self._state.images.glob("sha256-*"):
+            for folder in folders:
                 if folder.name.replace("-", ":", 1) not in used:
                     gone = folder.with_name(f".build-gone-{folder.name}")
                     folder.rename(gone)
