@@ -126,8 +126,9 @@ def test_the_commands_of_what_is_done_every_day_do_it(reader: Reader) -> None:
     before = reader.object("Deployment", app)["metadata"]["generation"]
     reader.do("app.restart")
     assert reader.object("Deployment", app)["metadata"]["generation"] > before
+    dumps = set(reader.folder.glob("*.dump"))
     reader.do("database.backup")
-    (dump,) = reader.folder.glob("*.dump")
+    (dump,) = set(reader.folder.glob("*.dump")) - dumps
     reader.guide.sql("production", "DELETE FROM auth_user WHERE username = 'ada'", instance.database.name)
     reader.do("database.restore", f"--file={dump}")
     assert reader.guide.sql("production", "SELECT 1 FROM auth_user WHERE username = 'ada'", instance.database.name) == [(1,)]
