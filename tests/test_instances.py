@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from procedures import RUNBOOK
 from runbook.instance import load
 from stack.api import wait_until
 from tests.guide import Guide
+from tests.procedures.conftest import FACTS
 
 pytestmark = pytest.mark.needs("cluster", "database", "databases", "redis", "portal", "sign-on", "node", "builder", "router")
 
@@ -54,9 +56,44 @@ def others(build: str) -> list[str]:
 
 def test_each_has_a_project_host_database_registration_and_branch_of_its_own() -> None:
     instances = [load(ROOT / "instances" / f"{build}.toml") for build in BUILDS]
+    local = [load(ROOT / "instances" / f"{build}.toml", "local", FACTS) for build in BUILDS]
+    assert {found.name: found.source.branch for found in local} == BRANCHES
     for of in (lambda i: i.project, lambda i: i.host, lambda i: i.database.instance, lambda i: (i.database.host, i.database.port),
                lambda i: i.sso.identifier, lambda i: i.source.branch):
         assert len({of(instance) for instance in instances}) == len(BUILDS)
+
+
+BRANCHES = {"dev": "develop", "training": "training", "production": "main"}
+"""What each instance builds on the stack."""
+
+
+def test_each_is_deployed_by_a_policy_of_its_own(three: Guide) -> None:
+    instances = {build: three.instance(build) for build in BUILDS}
+    policies = {build: (found.deploy.when, found.deploy.ask, found.deploy.backup) for build, found in instances.items()}
+    assert policies["dev"] == ("", "", False)
+    assert len(set(policies.values())) == len(BUILDS)
+    for build in ("training", "production"):
+        number = len(three.stack.api.list("Build", instances[build].project))
+        asked = three("deploy.build", f"--build={build}", "--target=local", "--again", code=75).stderr
+        assert instances[build].deploy.when in asked and instances[build].deploy.ask in asked
+        assert len(three.stack.api.list("Build", instances[build].project)) == number
+
+
+def test_history_without_a_build_says_which_commit_runs_where(three: Guide) -> None:
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@localhost", "-C",
+                               str(three.stack.state.git / "example.git"), *words], check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    own = git("commit-tree", "refs/heads/training^{tree}", "-p", "refs/heads/training", "-m", "Only for trainees")
+    git("update-ref", "refs/heads/training", own)
+    run(three, "training", "guide.run")
+    lines = [json.loads(line) for line in three("deploy.history", "--target=local", "--json").stdout.splitlines()]
+    running = {line["instance"]: line["commit"] for line in lines if "runs" in line.get("", "")}
+    assert running == {build: git("rev-parse", f"refs/heads/{branch}")[:8] for build, branch in BRANCHES.items()}
+    assert running["training"] == own[:8] and own[:8] not in (running["dev"], running["production"])
+    text = three("deploy.history", "--target=local").stdout.splitlines()
+    assert [line.rpartition(" ")[2] for line in text if line.startswith("local · ")] == sorted(BUILDS)
 
 
 def test_they_run_side_by_side_each_on_its_own_database_and_registration(three: Guide) -> None:

@@ -5,7 +5,8 @@ the project member's token is the password for a push (user `git`). What lies be
 or with the deploy token in `git/deploy-token.json` of the state folder, which can only read, as GitLab's deploy tokens.
 
 Differs: no web pages, no merge requests, no webhooks of its own; every project belongs to the same person.
-The folder `example/` of this checkout is published as `example.git` with the branches `main` and `develop`.
+The folder `example/` of this checkout is published as `example.git` with the branches `main`, `training` and
+`develop`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from stack.portal.access import credentials, is_one_of
 from stack.state import State
 
 EXAMPLE = Path(__file__).parents[2] / "example"
+BRANCHES = ("refs/heads/main", "refs/heads/training", "refs/heads/develop")
 PUBLISHED = "refs/stack/published"
 """Points at the last commit that `publish_example` made, so that it knows which branches others moved."""
 CHUNK = 65536
@@ -96,19 +98,19 @@ def publish_example(state: State, folder: Path = EXAMPLE) -> str:
     listing = git(state, "for-each-ref", "--format=%(refname) %(objectname)", **env)
     refs: dict[str, str] = {ref: commit for ref, _, commit in (line.partition(" ") for line in listing.splitlines())}
     last = refs.get(PUBLISHED)
-    if last and git(state, "rev-parse", f"{last}^{{tree}}", **env) == tree:
-        return last
+    same = last if last and git(state, "rev-parse", f"{last}^{{tree}}", **env) == tree else ""
     who = {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in (
         ("NAME", "Example"), ("EMAIL", "example@git.localhost"), ("DATE", "2026-01-01T00:00:00+00:00"))}
-    commit = git(state, "commit-tree", tree, *(("-p", last) if last else ()), "-m", "Publish the example app",
+    commit = same or git(state, "commit-tree", tree, *(("-p", last) if last else ()), "-m", "Publish the example app",
                  **env, **who)
-    for branch in ("refs/heads/main", "refs/heads/develop"):
-        if refs.get(branch) == last:
+    for branch in BRANCHES:
+        if refs.get(branch, last) == last:
             git(state, "update-ref", branch, commit, **env)
         else:
             _log.warning("example.git: %s was moved by somebody else and stays where it is", branch)
-    git(state, "update-ref", PUBLISHED, commit, **env)
-    _log.info("example.git is published at %s", commit)
+    if not same:
+        git(state, "update-ref", PUBLISHED, commit, **env)
+        _log.info("example.git is published at %s", commit)
     return commit
 
 

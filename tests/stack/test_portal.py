@@ -401,8 +401,19 @@ def test_changed_content_comes_on_top_and_moved_branches_stay(tmp_path):
     (folder / "app.py").write_text("2\n")
     second = repositories.publish_example(state, folder)
     heads = dict(reversed(line.split("\t")) for line in git("ls-remote", "--heads", bare).stdout.splitlines())
-    assert heads == {"refs/heads/main": second, "refs/heads/develop": own}
+    assert heads == {"refs/heads/main": second, "refs/heads/training": second, "refs/heads/develop": own}
     assert git("-C", bare, "rev-parse", f"{second}^").stdout.strip() == first
+
+
+def test_a_branch_that_an_older_stack_did_not_have_is_added(tmp_path):
+    state, folder = State(tmp_path / "state"), tmp_path / "example"
+    folder.mkdir()
+    (folder / "app.py").write_text("1\n")
+    commit = repositories.publish_example(state, folder)
+    bare = str(state.git / "example.git")
+    git("-C", bare, "update-ref", "-d", "refs/heads/training")
+    assert repositories.publish_example(state, folder) == commit
+    assert git("-C", bare, "rev-parse", "refs/heads/training").stdout.strip() == commit
 
 
 # -- what needs the whole stack: projects, databases, the way through the router
