@@ -223,7 +223,7 @@ class Docker:
     def inspect(self, words: list[str]) -> None:
         found = []
         for name in (word.removeprefix("id-") for word in words):
-            fault = self.faults.get("services", {}).get(name, {})
+            fault = self.faults.get("services", {}).get(name) or self._end_of(name)
             health = fault.get("health") or ("" if "state" in fault else "healthy" if self._healthy(name) else "starting")
             ports = {f"{inside}/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(self.ports[part])}]
                      for inside, part in PUBLISHED[name].items() if part in self.ports}
@@ -231,6 +231,11 @@ class Docker:
                                                         **({"Health": {"Status": health}} if health else {})},
                           "Config": {"Labels": {"com.docker.compose.service": name}}, "NetworkSettings": {"Ports": ports}})
         print(json.dumps(found))
+
+    def _end_of(self, name: str) -> dict[str, Any]:
+        """Return how a service's container has ended, if it has."""
+        pids = self.own.path("run", f"{name}.pid")
+        return {"state": "exited", "code": 1} if pids.exists() and not alive(int(pids.read_text())) else {}
 
     def _healthy(self, name: str) -> bool:
         import http.client
