@@ -18,6 +18,8 @@ from stack.portal import repositories
 from tests import canaries
 from tests.guide import Guide, Site
 
+pytestmark = pytest.mark.needs("cluster", "database", "databases", "redis", "portal", "sign-on", "node", "builder", "router")
+
 FILES = {
     "tiny/server.py": """\
 import http.server

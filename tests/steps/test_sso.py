@@ -19,6 +19,8 @@ from stack.api import wait_until
 from tests import browser as browsers
 from tests.guide import Site
 
+pytestmark = pytest.mark.needs("cluster", "database", "databases", "redis", "portal", "sign-on", "node", "builder", "router")
+
 SECOND = """
 from allauth.socialaccount.models import SocialApp
 app = SocialApp.objects.create(provider="openid_connect", provider_id="cern", name="second", client_id="x", secret="x")
