@@ -32,7 +32,6 @@ from runbook.plan import (
 from runbook.step import step
 
 PORTAL = "https://dbod.web.cern.ch/"
-GUIDE = "https://dbod-user-guide.web.cern.ch/"
 
 
 def administrator(instance: Instance) -> Credential:
