@@ -24,7 +24,7 @@ from runbook.observed import Observed
 from runbook.options import EXIT_CODES, OPTIONS, credentials, options, outline
 from runbook.plan import Action, Ask, Credential
 from runbook.stamps import SHORT, UNPROVED, Verified, page_stamp, stamp, state
-from runbook.step import Runbook, Step
+from runbook.step import Runbook, Step, suggestion
 
 Fence = Callable[[str, str], str]
 """What replaces a fence: from its argument and its body."""
@@ -184,6 +184,8 @@ def command_table(collection: Any, body: str, instance: Instance) -> str:
     rows = []
     for line in body.splitlines():
         name, *given = line.split()
+        if name not in collection.task_names:
+            raise WrongUse(f"there is no task {name!r}", suggestion(name, collection.task_names))
         task = collection[name]
         known = {f"--{a.name.replace('_', '-')}": a for a in _arguments(task)}
         build = [f"--build={instance.name}"] if "--build" in known else []

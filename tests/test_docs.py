@@ -238,6 +238,7 @@ def copy(tmp_path):
     ("\n[gone](no-such-page.md)\n", "no-such-page.md"),
     ("\n[gone](database.md#no.such)\n", "no.such"),
     ("\n```step database.creat\n```\n", "did you mean database.create"),
+    ("\n```commands\nguide.staus\n```\n", "did you mean guide.status"),
     ("\n```step redis.add\n=== web console\n{redis.nam}\n```\n", "{redis.nam} is no setting"),
 ])
 def test_a_broken_page_fails(copy, broken, said):
