@@ -247,8 +247,11 @@ def bench(_c: Context, *, cold: bool = False) -> None:
 
 
 def _workers() -> list[str]:
-    """Return the options for two workers, each with a stack of its own; a file's tests share one, in order."""
-    return ["--numprocesses=2", "--dist=loadfile"] if (os.cpu_count() or 1) > 1 else []
+    """Return the options for four workers, each with a stack of its own; a file's tests share one, in order.
+
+    The tests wait more than they compute, so a core carries two; a stack takes most of a gigabyte, so there are no more.
+    """
+    return ["--numprocesses=4", "--dist=loadfile"] if (os.cpu_count() or 1) > 1 else []
 
 
 def _tell(line: str) -> None:

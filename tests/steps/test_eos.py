@@ -227,7 +227,7 @@ def test_unmounting_gives_everything_back_and_keeps_the_files(site: Site) -> Non
     done = site("eos.verify", code=1)
     assert "eos.verify needs eos.mount first" in done.stderr and "--to=eos.verify" in done.stderr
     assert site.outcomes("eos.mount")["eos.mount"]["state"] == "changed"
-    assert page(site)[0] == 200
+    wait_until(lambda: page(site)[0] == 200, "the app with EOS", 60)  # rolled out is not yet known to the router
 
 
 @pytest.mark.fault(23)
@@ -248,7 +248,7 @@ def test_who_uses_a_claim_is_named_before_it_goes(site: Site) -> None:
     site("eos.unmount")
     assert claim(site) is None
     site("eos.mount")
-    assert page(site)[0] == 200
+    wait_until(lambda: page(site)[0] == 200, "the app with EOS", 60)  # rolled out is not yet known to the router
 
 
 @pytest.mark.fault(23)
@@ -264,4 +264,4 @@ def test_a_finalizer_goes_by_force_only(site: Site) -> None:
     with pytest.raises(ApiError):
         site.guide.stack.member.request("GET", f"/api/v1/namespaces/{project(site)}/persistentvolumeclaims/eos-volume")
     site("eos.mount")
-    assert page(site)[0] == 200
+    wait_until(lambda: page(site)[0] == 200, "the app with EOS", 60)  # rolled out is not yet known to the router
