@@ -208,7 +208,7 @@ def env(state: State) -> str:
     values = {"KUBECONFIG": known["kubeconfig"], "PGPASSFILE": known["pgpass"], "PGSSLROOTCERT": known["ca"],
               "PGSSLMODE": "verify-full", "RUNBOOK_CA": known["ca"], "RUNBOOK_SERVER": known["server"],
               "RUNBOOK_STATE": str(state.root), "CURL_CA_BUNDLE": known["ca"], "GIT_SSL_CAINFO": known["ca"],
-              "RUNBOOK_PORTAL": known["portal"], "RUNBOOK_GIT": known["git"]}
+              "RUNBOOK_PORTAL": known["portal"], "RUNBOOK_GIT_SERVER": known["git"]}  # RUNBOOK_GIT would be the program
     return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in values.items())
 
 

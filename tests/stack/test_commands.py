@@ -93,6 +93,12 @@ def test_env_lets_a_reader_use_the_stack_as_the_member(stack):
         assert token not in commands.env(stack.state)
 
 
+def test_nothing_that_env_exports_stands_for_a_program(stack):
+    look = (sys.executable, "-c", "from stack import binaries\nfor name in binaries.PROGRAMS: binaries.found(name)")
+    assert stack.run(*look).returncode == 0, "a start in the same shell finds its programs"
+    assert "RUNBOOK_GIT=" in stack.run(*look, RUNBOOK_GIT=commands.connection(stack.state)["git"]).stderr  # the twin
+
+
 def test_writes_and_the_members_requests_are_in_the_audit_log(stack):
     stack.member.request("GET", "/apis/apps/v1?marker=member-read")
     stack.api.request("GET", "/apis/apps/v1?marker=admin-read")
