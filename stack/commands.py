@@ -110,10 +110,15 @@ def down(state: State, *, wipe: bool = False, progress: binaries.Progress = prin
         _end_containers(state, wipe, progress)
     if wipe and state.root.exists():
         with launch.sentences(state):
-            if not state.path("ports.json").exists() and any(state.root.iterdir()):
+            if not _ours(state) and any(state.root.iterdir()):
                 raise StackError(f"{state.root} does not look like the state folder of a stack; remove it yourself")
             _remove(state.root)
         progress(f"stack: {state.root} removed")
+
+
+def _ours(state: State) -> bool:
+    """Tell whether a start made this folder; one of an earlier version has its ports only."""
+    return state.path("ports.json").exists() or (state.path("kind").is_file() and state.kind in KINDS)
 
 
 def _end_containers(state: State, wipe: bool, progress: binaries.Progress) -> None:

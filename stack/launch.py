@@ -110,6 +110,8 @@ def make_folders(state: State) -> None:
             raise StackError(f"the state folder {state.root} belongs to another user; remove it, or name another in "
                              "RUNBOOK_STATE")
         state.root.chmod(0o700)
+        if not any(state.root.iterdir()):  # before all else: a start that fails halfway leaves what --wipe may remove
+            state.write("kind", state.kind + "\n")
         for folder in (state.pki, state.logs, state.logs / "pods", state.images, state.volumes, state.eos,
                        state.databases, state.git, state.mail, state.path("run", "tmp")):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)

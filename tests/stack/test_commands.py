@@ -188,6 +188,25 @@ def test_wipe_removes_only_what_is_a_stacks(tmp_path):
     assert (tmp_path / "thesis.tex").exists()
 
 
+def test_wipe_removes_what_a_failed_start_has_left(empty, monkeypatch):
+    monkeypatch.setenv("RUNBOOK_GIT", "/no/such/git")
+    with pytest.raises(StackError, match="RUNBOOK_GIT"):
+        commands.up(empty, silent)
+    assert not empty.path("ports.json").exists() and any(empty.root.iterdir())
+    commands.down(empty, wipe=True, progress=silent)
+    assert not empty.root.exists()
+
+
+def test_a_start_does_not_take_a_folder_with_other_things_for_its_own(empty, monkeypatch):
+    empty.path("thesis.tex").write_text("years of work")
+    monkeypatch.setenv("RUNBOOK_GIT", "/no/such/git")
+    with pytest.raises(StackError, match="RUNBOOK_GIT"):
+        commands.up(empty, silent)
+    with pytest.raises(StackError, match="does not look like the state folder"):
+        commands.down(empty, wipe=True, progress=silent)
+    assert empty.path("thesis.tex").exists()
+
+
 def test_an_ordinary_user_has_a_stack_too(ordinary_user):
     """From start to a database that answers, and nothing left: no rights of root are needed for any of it."""
     def stack_command(*words: str) -> subprocess.CompletedProcess[str]:
