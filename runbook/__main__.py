@@ -26,6 +26,12 @@ class Guide(Program):  # type: ignore[misc]
         except ParseError as error:
             raise Exit(self._explained(error), code=errors.WRONG_USE) from None
 
+    def no_tasks_given(self) -> None:
+        """Print where to begin and the list of the tasks. Raises Exit, as invoke's own does."""
+        print("Begin with `invoke guide.run --build=dev`, a site on this machine, or `invoke docs.serve`, the guide to read.\n")
+        self.list_tasks()
+        raise Exit
+
     def list_flat(self) -> None:
         """Print the tasks in the order of the guide instead of the alphabet."""
         self.display_with_columns(pairs=list(_in_order(self.scoped_collection, "")))

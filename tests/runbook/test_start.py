@@ -1,7 +1,10 @@
 """The start: what it leaves out is there for whoever asks for it."""
 
+import re
 import subprocess
 import sys
+
+from tasks import ns
 
 
 def run(code):
@@ -19,3 +22,15 @@ def test_whoever_needs_the_real_modules_gets_them():
                "print(patch.__module__, version('invoke'))")
     assert said[0] == "unittest.mock"
     assert said[1].startswith("3.")
+
+
+def started(*words):
+    return subprocess.run([sys.executable, "-m", "runbook", *words], capture_output=True, text=True, check=True).stdout
+
+
+def test_without_a_task_it_lists_the_tasks_after_two_to_begin_with():
+    first, _, rest = started().partition("\n\n")
+    assert rest == started("--list")
+    begun = re.findall(r"`invoke ([\w.]+)", first)
+    assert len(begun) == 2
+    assert set(begun) <= set(ns.task_names)
