@@ -24,6 +24,10 @@ class Guide(Program):  # type: ignore[misc]
         try:
             super().parse_tasks()
         except ParseError as error:
+            if "required positional arguments" in str(error) and "" not in self.core.unparsed:
+                self.core.unparsed.append("")  # the task itself knows which words it could be given
+                self.parse_tasks()
+                return
             raise Exit(self._explained(error), code=errors.WRONG_USE) from None
 
     def no_tasks_given(self) -> None:

@@ -106,6 +106,8 @@ def down(state: State, *, wipe: bool = False, progress: binaries.Progress = prin
             os.kill(pid, signal.SIGKILL)
             _until(lambda: not launch.running(state), 5)
         progress("stack: stopped")
+    elif not state.path("compose", "env").exists():  # of containers their own line tells
+        progress(f"no stack runs in {state.root}")
     if state.kind == "compose" and state.path("compose", "env").exists():
         _end_containers(state, wipe, progress)
     if wipe and state.root.exists():
@@ -198,7 +200,7 @@ def logs(state: State, name: str, *, follow: bool = False) -> Iterator[str]:
         names = sorted({each.stem for each in state.logs.glob("*.log")}
                        | {f"database-{each.parent.name}" for each in state.databases.glob("*/log")})
         known = f"there are logs of {', '.join(names)}" if names else "the stack has not run yet (stack.up)"
-        raise StackError(f"there is no log of a part {name!r}; {known}")
+        raise StackError(f"there is no log of a part {name!r}; {known}" if name else f"which part? {known}")
     with path.open(errors="replace") as file:
         while True:
             yield from (line.rstrip("\n") for line in file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -118,6 +119,10 @@ def test_logs_of_a_part_and_of_none(stack):
         list(commands.logs(stack.state, "nothing"))
     with pytest.raises(StackError, match="no log of a part"):
         list(commands.logs(stack.state, "../users.csv"))
+    known = "there are logs of .*etcd"
+    assert re.fullmatch(f"error: which part\\? {known}.*\n", python(stack.state, "logs").stderr)
+    assert re.fullmatch(f"error: there is no log of a part 'nothing'; {known}.*\n", python(stack.state, "logs", "nothing").stderr)
+    assert python(stack.state, "logs", "etcd").returncode == 0
 
 
 def test_what_needs_a_stack_says_so_without_one(empty):
@@ -126,7 +131,9 @@ def test_what_needs_a_stack_says_so_without_one(empty):
     assert not commands.status(empty)["running"]
     with pytest.raises(StackError, match="the stack has not run yet"):
         list(commands.logs(empty, "etcd"))
-    commands.down(empty, progress=silent)
+    said: list[str] = []
+    commands.down(empty, progress=said.append)
+    assert said == [f"no stack runs in {empty.root}"]
 
 
 def test_a_port_that_is_taken_is_named_and_nothing_is_started(empty):
