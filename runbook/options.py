@@ -77,7 +77,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("dry", "Show what would change, and change nothing.", False, _always),
     Option("commands", "Print it as commands of oc and psql, and do nothing.", False, _always),
     Option("undo", "Take the step back.", False, _undone),
-    Option("data", "With --undo: delete also what holds data; asks for the instance's name.", False,
+    Option("data", "When taking back, delete also what holds data; asks for the instance's name.", False,
            lambda plan: any(getattr(action, "data", False) for action in plan)),
     Option("force", "Take over fields that somebody else set, after showing them.", False,
            lambda plan: any(isinstance(action, Apply) or getattr(action, "foreign", False) for action in plan)),

@@ -1,6 +1,7 @@
 """Which options a step's command takes: those that its plan can have for any instance."""
 
 import dataclasses
+import re
 
 import pytest
 
@@ -8,6 +9,7 @@ from procedures import adopt, app, sso
 from runbook import options
 from runbook.observed import Observed
 from runbook.plan import Object
+from tasks import ns
 
 CRON = {"metadata": {"name": "by-hand"}, "spec": {"jobTemplate": {"spec": {"template": {"spec": {"containers": [
     {"name": "c", "args": ["curl", "https://x/buildconfigs/certification-helper/webhooks/y/generic"]}]}}}}}}
@@ -40,3 +42,16 @@ def test_what_is_observed_adds_no_option(instance):
 
 def test_without_an_instance_every_option_is_taken():
     assert names(app.logs) == [option.name for option in options.OPTIONS]
+
+
+def foreign(meanings):
+    """Return the options that the meanings of a task's options speak of, and that the task does not have."""
+    spoken = {word for meaning in meanings.values() for word in re.findall(r"--([a-z]+)", meaning)}
+    return spoken - set(meanings)
+
+
+def test_help_speaks_only_of_options_that_the_task_has():
+    wrong = {name: foreign({argument.name: argument.help or "" for argument in ns[name].get_arguments()}) for name in ns.task_names}
+    assert len(wrong) > 30
+    assert {name: words for name, words in wrong.items() if words} == {}
+    assert foreign({"data": "With --undo: delete it.", "yes": ""}) == {"undo"}  # the twin
