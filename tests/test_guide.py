@@ -22,7 +22,7 @@ import psycopg2
 import pytest
 
 from procedures import RUNBOOK
-from stack import commands
+from stack import binaries, commands
 from stack.api import wait_until
 from tests import canaries
 from tests.guide import EVERYTHING, Guide, laid_over, toml
@@ -50,6 +50,17 @@ def test_the_app_answers_over_https_with_its_data_in_postgresql_over_tls(deploye
     assert (status, found["engine"], found["tls"], found["role"]) == (200, "postgresql", True, instance.database.role)
     tables = deployed.sql("dev", "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'", instance.database.name)
     assert tables[0][0] > 5
+
+
+def test_the_example_of_kubectl_shows_the_pods(deployed: Guide) -> None:
+    example = re.search(r"^kubectl .*", (ROOT / "docs" / "stack.md").read_text(), re.MULTILINE)
+    assert example
+    path = f"{binaries.find('kubectl').path.parent}{os.pathsep}{os.environ['PATH']}"
+    shown = deployed.stack.run("sh", "-c", example[0], PATH=path)
+    names = {pod["metadata"]["name"] for pod in deployed.stack.api.list("Pod", deployed.instance("dev").project)}
+    assert shown.returncode == 0, shown.stderr
+    assert names & {line.split()[0] for line in shown.stdout.splitlines()}
+    assert "forbidden" in deployed.stack.run("sh", "-c", example[0].partition(" -n")[0], PATH=path).stderr.lower()
 
 
 @pytest.mark.fault(36)
