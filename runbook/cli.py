@@ -186,6 +186,8 @@ def _guide_run(runbook: Runbook, connections: Connections, given: Mapping[str, A
         report.outcome(_noted(run.step(step, {}, report.tell), connections))
     report.begin("guide.run")
     run.finish(report.tell)
+    if connections.target.ca:
+        report.line(f'\ncertificate by the local CA {connections.target.ca}; curl knows it after: eval "$(invoke stack.env)"')
     report.line(f"\n{connections.instance.url}/")
 
 

@@ -52,6 +52,20 @@ def test_the_app_answers_over_https_with_its_data_in_postgresql_over_tls(deploye
     assert tables[0][0] > 5
 
 
+def test_curl_knows_the_local_ca_after_what_the_runs_last_lines_say(deployed: Guide, tmp_path: Path) -> None:
+    ca, url = deployed("guide.run", "--build=dev").stdout.strip().split("\n\n")[-2:]
+    assert str(deployed.stack.state.ca) in ca
+    (tmp_path / "invoke").write_text(f'#!/bin/sh\nexec {sys.executable} -m runbook "$@"\n')
+    (tmp_path / "invoke").chmod(0o700)
+    here = deployed.environment | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+
+    def get(before: str) -> int:
+        return subprocess.run(["sh", "-c", f"{before}\ncurl -fsS {url}"], env=here, capture_output=True, check=False, timeout=60).returncode
+
+    assert get(ca.partition("after: ")[2]) == 0
+    assert get(":") == 60, "curl's own word for a certificate that it cannot trust"
+
+
 def test_the_example_of_kubectl_shows_the_pods(deployed: Guide) -> None:
     example = re.search(r"^kubectl .*", (ROOT / "docs" / "stack.md").read_text(), re.MULTILINE)
     assert example
