@@ -222,8 +222,9 @@ def _(action: StartBuild, _difference: Difference, connections: Connections, _ma
     name: str = made["metadata"]["name"]
     build, last = Object("Build", name), ""
     for line in cluster.stream(f"{cluster.path(build)}/log", 1800, follow="true"):
-        last = line or last
-        tell(f"{name}: {line}")
+        if line.strip():
+            last = line
+            tell(f"{name}: {line}")
     ended = cluster.wait(build, BUILT, 1800, tell)
     phase, status = (ended or {}).get("status", {}).get("phase"), (ended or {}).get("status", {})
     if phase != "Complete":

@@ -144,7 +144,9 @@ def _run_step(step: Step, connections: Connections, given: Mapping[str, Any], ow
         raise Exit(code=errors.DONE if standing.state in ("done", "not wanted") else errors.TO_DO)
     require_needs(step, connections)
     run = Run(connections)
-    report.outcome(_noted(run.step(step, own, report.tell), connections))
+    outcome = _noted(run.step(step, own, report.tell), connections)
+    if given.get("json") or not outcome.answered:
+        report.outcome(outcome)
 
 
 def _guide_task(name: str, allowed: list[str], runbook: Runbook, folder: Path, local: Local) -> Task:

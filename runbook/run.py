@@ -24,6 +24,8 @@ class Outcome:
     state: str
     seconds: float
     detail: list[str] = field(default_factory=list)
+    answered: bool = False
+    """Whether the step only printed what was asked for, so that nothing is left to say."""
 
 
 @dataclass
@@ -38,13 +40,14 @@ class Run:
 
     def step(self, wanted: Step, options: Mapping[str, Any], tell: Tell) -> Outcome:
         """Bring about what a step wants."""
-        started, detail, changed = time.monotonic(), list[str](), False
+        started, detail, changed, answered = time.monotonic(), list[str](), False, False
         plan = wanted.plan(self.connections.instance, self.connections.observed, **options)
         try:
             action = next(plan)
             while True:
                 did, result = self._value(action, wanted, tell, detail)
                 changed |= did
+                answered |= isinstance(action, Show | Log | Shell)
                 # At once: a pod carries its Secrets' revisions, and who manages one is part of that. Nothing of its data goes.
                 if isinstance(action, Apply) and action.object.kind == "Secret" and action.object in self.applied:
                     del self.applied[action.object]
@@ -57,7 +60,8 @@ class Run:
                 or f"`invoke guide.doctor --build={self.connections.instance.name}` looks for the cause"
             error.add_note(wanted.name)
             raise
-        return Outcome(wanted.name, "changed" if changed else "unchanged", time.monotonic() - started, detail)
+        return Outcome(wanted.name, "changed" if changed else "unchanged", time.monotonic() - started, detail,
+                       answered and not changed)
 
     def finish(self, tell: Tell) -> None:
         """Take over what others made, then wait for what was put off."""

@@ -196,7 +196,7 @@ def test_a_member_may_cancel_a_build(deployed: Site) -> None:
 def test_history_says_which_commit_runs_since_when_and_by_whom(deployed: Site) -> None:
     said = deployed("deploy.history").stdout.splitlines()
     first, second = builds(deployed)
-    assert len(said) == 5, said
+    assert len(said) == 4, said
     for word in (deploy.commit_of(second)[:8], second["metadata"]["name"], "the schedule", "runs"):
         assert word in said[2], said
     for word in (deploy.commit_of(first)[:8], "shifter, by the guide: nothing was built yet"):
