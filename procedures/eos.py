@@ -80,7 +80,7 @@ def credentials(instance: Instance, observed: Observed) -> Plan:
     wanted=lambda instance: bool(instance.eos.path),
     see="Every pod has two containers, the app and the one that logs in, and the app's is ready: it sees the path.",
     otherwise=(
-        ("`stat: cannot … No such file or directory`",
+        ("`stat: cannot … No such file or directory` or `stat: cannot stat '/eos`",
          "EOS did not show the path in time. The log of the container beside the app says whether the log-in went wrong "
          "(`eos.credentials --rotate` gives another password); else EOS is late or the path is mistyped: "
          "`patience` and `path` below [eos]."),

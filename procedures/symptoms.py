@@ -21,6 +21,10 @@ SYMPTOMS = (
     Symptom("`Insufficient cpu` or `Insufficient memory`",
             "No node has room for what the pod requests. Wait, or request less.",
             "invoke guide.doctor --build={build}"),
+    Symptom("`unbound immediate PersistentVolumeClaims`",
+            "A claim of the pod has no volume yet: its storage class is not offered, or the project's storage is used up. "
+            "The claim's events say which.",
+            "oc describe pvc -n {project}"),
     Symptom("`No space left on device` or `Disk quota exceeded`",
             "A disk is full. On your machine: the message names the folder. In a pod: restart it, which empties what it wrote.",
             "df -h"),
@@ -52,8 +56,8 @@ SYMPTOMS = (
     Symptom("`was not … last seen: …` or `will not be …`",
             "The wait has an end, and what was seen last says why: mostly a pod that does not start.",
             "invoke guide.doctor --build={build}"),
-    Symptom("`https://… answers 500`, `https://… answers 503`, `https://… answers 404`, `does not contain '…'` or "
-            "`wss://… answers`",
+    Symptom("`https://… answers 500`, `https://… answers 503`, `https://… answers 404`, `does not contain '…'`, "
+            "`wss://… answers` or `Server Error (500)`",
             "The app is there, and this page of it fails: its log says why.",
             "invoke app.logs --build={build}"),
     Symptom("`the command had no effect`",

@@ -158,7 +158,7 @@ def _guide_task(name: str, allowed: list[str], runbook: Runbook, folder: Path, l
     def body(_context: Context, **given: Any) -> None:
         with reporting(given) as report:
             if given.get("text"):
-                _look_up(runbook, given, report)
+                _look_up(runbook, given, folder, report)
                 return
             if name == "status" and not given["build"]:
                 _of_all(lambda build: opened({**given, "build": build}, "guide.status", folder, local, report),
@@ -266,18 +266,19 @@ def _guide_doctor(runbook: Runbook, connections: Connections, _given: Mapping[st
     raise Exit(code=errors.TO_DO if ill or found else errors.DONE)
 
 
-def _look_up(runbook: Runbook, given: Mapping[str, Any], report: Report) -> None:
+def _look_up(runbook: Runbook, given: Mapping[str, Any], folder: Path, report: Report) -> None:
     """Look a message up; no instance and no connection is needed for that."""
     from runbook.doctor import recognized
 
+    instance = load(find(folder, given["build"])) if given["build"] else None
     text = sys.stdin.read() if given["text"] == "-" else given["text"]
     found = recognized(runbook, text)
     if not found:
         raise GuideError("the guide knows no such message",
-                         "`invoke guide.doctor --build=NAME` looks at the instance itself; the page "
+                         f"`invoke guide.doctor --build={given['build'] or 'NAME'}` looks at the instance itself; the page "
                          "`When something is wrong` can be searched by a single word")
     for symptom in found[:3]:
-        report.diagnosis(symptom, None)
+        report.diagnosis(symptom, instance)
 
 
 def _noted(outcome: Any, connections: Connections) -> Any:

@@ -33,9 +33,14 @@ class Diagnosis:
 
 
 def recognized(runbook: Runbook, text: str) -> list[Symptom]:
-    """Return the symptoms whose words stand in a text, the longest match first."""
+    """Return the symptoms whose words stand in a text, the longest match first, without those that say a part of a better one."""
     found = [symptom for symptom in runbook.symptoms if symptom.matched(text)]
-    return sorted(found, key=lambda symptom: -symptom.matched(text))
+    best: dict[Symptom, str] = {}
+    for symptom in sorted(found, key=lambda symptom: -symptom.matched(text)):
+        words = symptom.words(text)
+        if not any(words != better and words in better for better in best.values()):
+            best[symptom] = words
+    return list(best)
 
 
 def diagnoses(runbook: Runbook, evidence: list[Evidence]) -> list[Diagnosis]:

@@ -110,8 +110,13 @@ class Symptom:
 
     def matched(self, text: str) -> int:
         """Return how many characters of a message are this symptom's own words; 0 when it is another."""
-        return max((len(quote.replace("…", "")) for quote in self.seen.split("`")[1::2] if len(quote) >= SHORTEST
-                    and re.search(".*?".join(map(re.escape, quote.split("…"))), text, re.DOTALL)), default=0)
+        return len(self.words(text).replace("…", ""))
+
+    def words(self, text: str) -> str:
+        """Return the longest of this symptom's quotations that stands in a message, else ""."""
+        return max((quote for quote in self.seen.split("`")[1::2] if len(quote) >= SHORTEST
+                    and re.search(".*?".join(map(re.escape, quote.split("…"))), text, re.DOTALL)),
+                   key=lambda quote: len(quote.replace("…", "")), default="")
 
 
 SHORTEST = 5

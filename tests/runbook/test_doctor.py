@@ -1,6 +1,7 @@
 """Messages are recognized by their own words, and a command that helps comes with each."""
 
 import pytest
+from invoke import Program
 
 from procedures import RUNBOOK
 from runbook.doctor import Evidence, diagnoses, recognized
@@ -68,6 +69,8 @@ MESSAGES: dict[str, dict[str, str]] = {
         "OOMKilled": "deploy.build",
         "Multi-Attach error for volume \"pvc-1\"": "volume.share",
         "0/3 nodes are available: 3 Insufficient cpu.": "invoke guide.doctor",
+        "Readiness probe failed: stat: cannot stat '/eos/project/t/tkdqmdoc'": "eos.mount",
+        "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims.": "oc describe",
         "stat: cannot statx '/eos/project/t/x': Transport endpoint is not connected": "eos.mount",
         "write /var/lib/x: no space left on device, No space left on device": "df",
         "HostAlreadyClaimed: route x already exposes a.web.cern.ch": "app.create",
@@ -104,6 +107,7 @@ MESSAGES: dict[str, dict[str, str]] = {
         "Social Network Login Failure": "sso.secret",
         "We are sorry... Invalid parameter: redirect_uri": "sso.register",
         "Application is not available": "deploy.build",
+        "<h1>Server Error (500)</h1>": "invoke app.logs",
         "502 Bad Gateway nginx/1.24.0": "nginx.add",
         "413 Request Entity Too Large": "nginx.add",
         "504 Gateway Time-out": "invoke guide.status",
@@ -145,6 +149,23 @@ def test_the_longest_match_comes_first():
     text = 'FATAL:  no pg_hba.conf entry for host "::1", user "a", database "b", SSL encryption; the log says CrashLoopBackOff'
     names = [found.step.name for found in recognized(RUNBOOK, text)]
     assert (names[0], names[-1]) == ("database.access", "deploy.build")
+
+
+def test_what_says_only_a_part_of_a_better_match_is_left_out():
+    host = 'FATAL:  no pg_hba.conf entry for host "::1", user "a", database "b"'
+    assert [found.seen for found in recognized(RUNBOOK, f"{host}, no encryption")] == ["`no pg_hba.conf entry for host …, no encryption`"]
+    assert [found.seen for found in recognized(RUNBOOK, host)] == ["`no pg_hba.conf entry for host`, and the end of the message is not known"]
+
+
+def test_a_message_that_is_looked_up_for_an_instance_gives_commands_with_its_name(capsys):
+    Program(namespace=ns).run("invoke guide.doctor --build=dev --text=CrashLoopBackOff", exit=False)
+    assert "next: invoke deploy.build --build=dev\n" in capsys.readouterr().out
+
+
+def test_what_the_probe_says_at_its_end_tells_no_rights_from_no_path():
+    said = "Startup probe failed: stat: cannot stat '/eos/project/t/x': "
+    causes = [recognized(RUNBOOK, said + end)[0].cause for end in ("Permission denied", "No such file or directory", "")]
+    assert ["may not read" in cause for cause in causes] == [True, False, False]
 
 
 def test_another_message_is_not_recognized():
