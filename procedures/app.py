@@ -25,7 +25,7 @@ from runbook.plan import (
     rolled_out,
     secret,
 )
-from runbook.step import step
+from runbook.step import RUN, step
 
 REGISTRY = "image-registry.openshift-image-registry.svc:5000"
 """The platform's own registry, as pods name it."""
@@ -120,7 +120,7 @@ def create(instance: Instance, observed: Observed) -> Plan:
 @step(
     operation=True,
     see="The app's last lines.",
-    otherwise=(("`… has no pod`", "The app is stopped or was never started: `guide.status` says which."),
+    otherwise=(("`… has no pod`", "The app is stopped or was never started: `guide.run` starts it.", RUN),
                ("`previous terminated container … not found`",
                 "No container of the pod ended before this one: leave `--previous` out.")),
 )
@@ -135,7 +135,8 @@ def logs(instance: Instance, _observed: Observed, *, follow: Annotated[bool, "Go
     operation=True,
     see="A prompt inside the pod; `exit` leaves it.",
     otherwise=(("`a shell needs a terminal`", "The command was started by a script: run it in a terminal."),
-               ("`no pod of … is ready`", "The app does not run: `app.logs --previous` says why.")),
+               ("`no pod of … is ready`",
+                "The app does not run: `guide.run` starts it; `app.logs --previous` says why one that starts ends.", RUN)),
 )
 def shell(instance: Instance, _observed: Observed) -> Plan:
     """Open a shell in a pod of the app."""
@@ -199,7 +200,7 @@ user.groups.set(Group.objects.filter(name=user.get_user_privilege_display()))"""
                                      "person or to an e-group; it counts from the next sign-on."),
         ("`there is no user`", "Let the user sign in at the site once, which makes it; then run this again. For an app that takes "
                                "passwords, give one: `RUNBOOK_ADMIN_PASSWORD_FILE` names a file that holds it."),
-        ("`no pod of … is ready`", "The app does not run: `app.logs` says why."),
+        ("`no pod of … is ready`", "The app does not run: `guide.run` starts it; `app.logs` says why one that starts ends.", RUN),
     ),
 )
 def admin(instance: Instance, observed: Observed, *, user: Annotated[str, "The user's name in the app."] = "",

@@ -25,7 +25,7 @@ from runbook.plan import (
     WaitFor,
     rolled_out,
 )
-from runbook.step import step
+from runbook.step import RUN, step
 
 HELD = "guide/held"
 """The annotation of the image stream that says who holds an older image on purpose, when and why."""
@@ -512,7 +512,7 @@ def release(instance: Instance, observed: Observed) -> Plan:
     operation=True,
     everywhere=True,
     see="One line for each image that the tag had, the newest first; the one that runs is marked.",
-    otherwise=(("`nothing was built yet`", "Run `deploy.build`."),),
+    otherwise=(("`nothing was built yet`", "The app has no image: `guide.run` makes what is missing, and builds.", RUN),),
 )
 def history(instance: Instance, observed: Observed) -> Plan:
     """Show which commit runs, since when, and who deployed it."""

@@ -5,7 +5,7 @@ from runbook.instance import Instance
 from runbook.observed import Observed
 from runbook.plan import Apply, Ask, Credential, Inside, Manifest, Object, Plan, Require, Revision, WaitFor, rolled_out
 from runbook.plan import secret as secret_manifest
-from runbook.step import step
+from runbook.step import RUN, step
 
 PORTAL = "https://account.cern.ch/"
 ANNOTATION = "eos.okd.cern.ch/mount-eos-with-credentials-from-secret"
@@ -147,7 +147,8 @@ def part(instance: Instance) -> Manifest:
     otherwise=(
         ("`the app can …: … No such file or directory` or `no answer within … s`",
          "EOS is slow or gone, or the account lost its rights. Run the step again in a while; then look at `eos.mount`."),
-        ("`no pod of … is ready`", "The app does not run: see `deploy.build` and the symptoms of `eos.mount`."),
+        ("`no pod of … is ready`", "The app does not run: `guide.run` starts it; see `deploy.build` and the symptoms of "
+         "`eos.mount` when it does not start.", RUN),
     ),
 )
 def verify(instance: Instance, _observed: Observed) -> Plan:

@@ -11,7 +11,7 @@ from runbook.instance import Instance, SignOn
 from runbook.observed import Observed
 from runbook.plan import Accepts, Apply, Ask, Credential, Former, Inside, Look, Manifest, Object, Plan, Require, WaitFor, exists
 from runbook.plan import secret as secret_manifest
-from runbook.step import step
+from runbook.step import RUN, step
 
 PORTAL = "https://application-portal.web.cern.ch/"
 ROLES = ("shifter", "shiftleader", "expert", "admin")
@@ -153,7 +153,7 @@ def secret(instance: Instance, observed: Observed) -> Plan:
         ("`there is no Site`", "Take `SITE_ID` out of [environment]: 2, the default, is the one that Django makes."),
         ("`does not answer from here as it does inside`", "The Route does not lead to the app, or no pod is ready: `deploy.build` "
                                                           "looks at both."),
-        ("`no pod of … is ready`", "The app does not run: see `deploy.build`."),
+        ("`no pod of … is ready`", "The app does not run: `guide.run` starts it; see `deploy.build` when it does not start.", RUN),
     ),
     unconfirmed="That the sign-on answers a wrong code with `invalid_grant` once the pair is right: "
                 "`curl -d grant_type=authorization_code -d code=none -d client_id=ID -d client_secret@FILE "

@@ -1,6 +1,6 @@
 """What a reader may see that belongs to no single step: the symptom, its cause, and the command that helps."""
 
-from runbook.step import Symptom
+from runbook.step import RUN, Symptom
 
 SYMPTOMS = (
     Symptom("`the server doesn't have a resource type \"dc\"`",
@@ -13,7 +13,7 @@ SYMPTOMS = (
             "invoke deploy.build --build={build}"),
     Symptom("`failed to patch volume update to pod template` or `volume mount '…' already exists`",
             "`oc set volume` was run a second time: it cannot be. The guide's steps can.",
-            "invoke guide.run --build={build}"),
+            RUN),
     Symptom("`exceeded quota`, or the console shows `0 pods scaling to 1`",
             "The project's quota is used up, so no pod is made. Lower `memory` below [deploy], remove what nobody needs, or ask "
             "for more in a ticket.",
@@ -43,10 +43,10 @@ SYMPTOMS = (
             "invoke guide.status --build={build}"),
     Symptom("`… needs … first`",
             "A step before this one is not done: the message names it, and the command that does them all.",
-            "invoke guide.run --build={build}"),
+            RUN),
     Symptom("`a person has to act` or `the effect was not seen after`",
             "Only a person can do this. Do what the message says, then run the command that it gives; it goes on where it stopped.",
-            "invoke guide.run --build={build}"),
+            RUN),
     Symptom("`nobody is at a terminal to confirm`, `Nobody is at a terminal to answer` or `you said no`",
             "The command asks before it goes on. Run it in a terminal; where nothing can be lost, `--yes` answers.",
             "invoke guide.plan --build={build}"),
@@ -56,7 +56,7 @@ SYMPTOMS = (
     Symptom("`was not … last seen: …` or `will not be …`",
             "The wait has an end, and what was seen last says why: mostly a pod that does not start.",
             "invoke guide.doctor --build={build}"),
-    Symptom("`https://… answers 500`, `https://… answers 503`, `https://… answers 404`, `does not contain '…'`, "
+    Symptom("`https://… answers 500`, `https://… answers 404`, `does not contain '…'`, "
             "`wss://… answers` or `Server Error (500)`",
             "The app is there, and this page of it fails: its log says why.",
             "invoke app.logs --build={build}"),
@@ -87,8 +87,12 @@ SYMPTOMS = (
             "The node does not get the pod's image: it is gone from the registry, its name is wrong, or the project may not pull "
             "it. The pod's events say which.",
             "oc describe pods -n {project}"),
-    Symptom("`503 Service Unavailable` or `504 Gateway Time-out`",
-            "The router finds no pod that is ready, or the app does not answer in time.",
+    Symptom("`https://… answers 503` or `503 Service Unavailable`",
+            "The router finds no pod that is ready: the app is stopped, or it does not start. `guide.run` starts it, or says why "
+            "it does not start.",
+            RUN),
+    Symptom("`504 Gateway Time-out`",
+            "The app does not answer in time.",
             "invoke guide.status --build={build}"),
     Symptom("`Error from server (NotFound)`",
             "There is no such object in this project: the name is mistyped, or a step has not run yet.",
@@ -105,7 +109,7 @@ SYMPTOMS = (
     Symptom("`nobody is at a terminal to ask` or `_FILE names …`",
             "A value is needed that only you have. Put it into a file that only you can read, and name the file in the variable "
             "that the message gives.",
-            "invoke guide.run --build={build}"),
+            RUN),
     Symptom("`failed to create typed patch object`",
             "The cluster does not know a field that the guide sets: it runs another version of OpenShift.",
             "invoke guide.plan --build={build}"),

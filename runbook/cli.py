@@ -194,17 +194,21 @@ def _guide_run(runbook: Runbook, connections: Connections, given: Mapping[str, A
 
 
 def _guide_plan(runbook: Runbook, connections: Connections, given: Mapping[str, Any], report: Report) -> None:
+    from runbook.doctor import helps
     from runbook.run import order, stand
 
-    to_do = False
+    standings = []
     for step in order(runbook, given["to"]):
-        standing = stand(step, connections)
-        to_do |= standing.state not in ("done", "not wanted")
-        report.standing(standing, full=True)
-    raise Exit(code=errors.TO_DO if to_do else errors.DONE)
+        standings.append(stand(step, connections))
+        report.standing(standings[-1], full=True)
+    to = f" --to={given['to']}" if given["to"] else ""
+    if command := helps(standings, connections.instance):
+        report.next(command + to * command.startswith("invoke guide.run"))
+    raise Exit(code=errors.DONE if all(s.state in ("done", "not wanted") for s in standings) else errors.TO_DO)
 
 
 def _guide_status(runbook: Runbook, connections: Connections, _given: Mapping[str, Any], report: Report) -> None:
+    from runbook.doctor import helps
     from runbook.run import order, orphans, stand
 
     standings = []
@@ -215,6 +219,8 @@ def _guide_status(runbook: Runbook, connections: Connections, _given: Mapping[st
         for orphan in orphans(runbook, connections):
             standings.append(orphan)
             report.standing(orphan, full=True)
+    if command := helps(standings, connections.instance):
+        report.next(command)
     raise Exit(code=errors.DONE if all(s.state in ("done", "not wanted") for s in standings) else errors.TO_DO)
 
 
@@ -261,6 +267,10 @@ def _guide_doctor(runbook: Runbook, connections: Connections, _given: Mapping[st
     found = doctor.diagnoses(runbook, [*doctor.evidence(connections), *evidence])
     for one in found:
         report.diagnosis(one.symptom, connections.instance, one.evidence.origin)
+    command = doctor.helps((standing for standing in ill if not runbook.find(standing.name).operation), connections.instance)
+    said = any(one.symptom.command.startswith("invoke guide.run") for one in found)
+    if command.startswith("invoke guide.run") and not said:
+        report.next(command)
     if not ill and not found:
         report.line("nothing is wrong that the guide knows of")
     raise Exit(code=errors.TO_DO if ill or found else errors.DONE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from runbook.step import Runbook, Step, Symptom
 if TYPE_CHECKING:
     from runbook.connections import Connections
     from runbook.diff import Standing
+    from runbook.instance import Instance
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,15 @@ def looked_at(runbook: Runbook, connections: Connections) -> list[Standing]:
     """Return how every standing step stands, and every operation that only looks."""
     from runbook.run import stand
 
-    return [stand(step, connections) for step in (*runbook.standing, *runbook.steps)
-            if not step.operation or _only_looks(step, connections)]
+    looking = (step for step in runbook.steps if step.operation and _only_looks(step, connections))
+    return [stand(step, connections) for step in (*runbook.standing, *looking)]
+
+
+def helps(standings: Iterable[Standing], instance: Instance) -> str:
+    """Return the command that brings about what is missing, or else finds out why it is not there; "" when all is well."""
+    states = {standing.state for standing in standings}
+    task = "run" if states & {"missing", "drifted", "new"} else "doctor" if states & {"waiting", "unknown"} else ""
+    return task and f"invoke guide.{task} --build={instance.name}"
 
 
 def _only_looks(step: Step, connections: Connections) -> bool:

@@ -65,7 +65,7 @@ def _parts(step: Step, instances: Sequence[Instance], plan: Sequence[Action], re
     yield f"**You should see:** {step.see}"
     if step.otherwise:
         yield "**If you see something else:**"
-        yield "\n\n".join(f"{symptom}\n:   {cure}" for symptom, cure in step.otherwise)
+        yield "\n\n".join(f"{symptom}\n:   {cure}" for symptom, cure, *_ in step.otherwise)
     if step.needs:
         yield "**Before it:** " + ", ".join(link(needed, step) for needed in step.needs) + "."
     if step.person:

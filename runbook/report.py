@@ -132,6 +132,10 @@ class Report:
         if not self.as_json:
             self._print(text)
 
+    def next(self, command: str) -> None:
+        """Say last which command helps."""
+        self.line(f"next: {command}")
+
     def diagnosis(self, symptom: Symptom, instance: Instance | None, origin: str = "") -> None:
         """Say what a symptom means and which command helps; without an instance its name stands as NAME."""
         names = {"build": instance.name, "project": instance.project, "api": instance.api} if instance else \

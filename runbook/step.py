@@ -17,6 +17,8 @@ from runbook.observed import Observed
 from runbook.plan import Plan
 
 Wanted = Callable[[Instance], bool]
+RUN = "invoke guide.run --build={build}"
+"""What helps when the app does not run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +37,8 @@ class Step:
     """What nobody has confirmed at CERN, and the command that would; shown on the page."""
     see: str
     """What the reader should see afterwards; one sentence for the page."""
-    otherwise: tuple[tuple[str, str], ...]
-    """What to do when it is not seen: symptom and cure."""
+    otherwise: tuple[tuple[str, str] | tuple[str, str, str], ...]
+    """What to do when it is not seen: symptom, cure, and the command that helps when it is not the step's own."""
     undoes: Step | None = None
     """The step whose undo this one is, under a name that people look for: `eos.unmount` undoes `eos.mount`."""
     before_login: bool = False
@@ -75,7 +77,8 @@ class Step:
     @property
     def symptoms(self) -> tuple[Symptom, ...]:
         """What may be seen instead of what should be."""
-        return tuple(Symptom(seen, cause, f"invoke {self.name} --build={{build}}", self) for seen, cause in self.otherwise)
+        own = f"invoke {self.name} --build={{build}}"
+        return tuple(Symptom(found[0], found[1], found[2] if len(found) == 3 else own, self) for found in self.otherwise)
 
     @property
     def source(self) -> tuple[str, int]:
@@ -89,7 +92,7 @@ class Step:
 
 def step(*, needs: Sequence[Step] = (), operation: bool = False, person: bool = False,
          wanted: Wanted = lambda _: True, unconfirmed: str = "", see: str = "",
-         otherwise: Sequence[tuple[str, str]] = (), undoes: Step | None = None,
+         otherwise: Sequence[tuple[str, str] | tuple[str, str, str]] = (), undoes: Step | None = None,
          before_login: bool = False, back: str = "", everywhere: bool = False) -> Callable[[Callable[..., Plan]], Step]:
     """Make a function a step; see `Step` for the meaning of each word."""
     return lambda function: Step(function, tuple(needs), operation or bool(undoes), person, wanted, unconfirmed, see,

@@ -92,7 +92,7 @@ def test_a_step_says_what_it_does_and_what_to_see(step):
     assert step.summary.endswith(".")
     assert step.see.endswith(".")
     assert step.otherwise, "the reader is not told what to do when it is not seen"
-    for symptom, cure in step.otherwise:
+    for symptom, cure, *_ in step.otherwise:
         assert symptom
         assert cure.endswith(".")
 

@@ -1,12 +1,26 @@
 """Messages are recognized by their own words, and a command that helps comes with each."""
 
+import json
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from types import ModuleType
+
 import pytest
-from invoke import Program
+from invoke import Exit, Program
 
 from procedures import RUNBOOK
-from runbook.doctor import Evidence, diagnoses, recognized
-from runbook.step import Symptom
+from runbook import cli
+from runbook.connections import Connections, Flags
+from runbook.doctor import Evidence, diagnoses, looked_at, recognized
+from runbook.instance import Instance, load
+from runbook.observed import Observed
+from runbook.plan import Require
+from runbook.report import Report
+from runbook.step import Runbook, Symptom, step
+from runbook.target import Target
 from tasks import ns
+from tests.guide import ROOT
 
 QUOTED = {
     """django.db.utils.OperationalError: connection to server at
@@ -111,6 +125,7 @@ MESSAGES: dict[str, dict[str, str]] = {
         "502 Bad Gateway nginx/1.24.0": "nginx.add",
         "413 Request Entity Too Large": "nginx.add",
         "504 Gateway Time-out": "invoke guide.status",
+        "503 Service Unavailable": "invoke guide.run",
         "Forbidden (403) CSRF verification failed. Request aborted.": "nginx.add",
         "curl: (52) Empty reply from server": "expose.open",
         "net::ERR_EMPTY_RESPONSE": "expose.open",
@@ -134,6 +149,12 @@ def test_what_the_former_guide_quotes_is_recognized_as_it_stands_there(message, 
 @pytest.mark.parametrize(("message", "wanted"), [pair for pairs in MESSAGES.values() for pair in pairs.items()])
 def test_the_message_leads_to_the_step_that_helps(message, wanted):
     assert named(message).startswith(wanted)
+
+
+@pytest.mark.parametrize("message", [
+    "the home page https://x.web.cern.ch/ answers 503", "certhelper has no pod", "no pod of certhelper is ready", "nothing was built yet"])
+def test_an_app_that_does_not_run_is_started(message):
+    assert {found.command for found in recognized(RUNBOOK, message)} == {"invoke guide.run --build={build}"}
 
 
 @pytest.mark.parametrize("message", [message for pairs in MESSAGES.values() for message in pairs])
@@ -185,6 +206,71 @@ def test_only_a_quotation_is_matched_and_dots_stand_for_anything(seen, text, mat
 def test_each_symptom_is_told_once_with_where_it_was_seen_first():
     said = [Evidence("pod a", "OOMKilled"), Evidence("pod b", "OOMKilled"), Evidence("pod c", "nothing known")]
     assert [(one.evidence.origin, one.symptom.seen) for one in diagnoses(RUNBOOK, said)] == [("pod a", "`OOMKilled`")]
+
+
+class Empty(BaseHTTPRequestHandler):
+    """A cluster in which there is no project."""
+
+    def do_GET(self):
+        self.send_response(404)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_words):
+        pass
+
+
+@pytest.fixture
+def connections(tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Empty)
+    Thread(target=server.serve_forever, daemon=True).start()
+    known = {"clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
+             "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}], "users": [{"name": "c", "user": {"token": "t"}}]}
+    (tmp_path / "kubeconfig").write_text(json.dumps({"apiVersion": "v1", "kind": "Config", "current-context": "c", **known}))
+    with closing(Connections(load(ROOT / "instances" / "dev.toml"), Target("cern", tmp_path / "kubeconfig"), Flags(), tmp_path)) as made:
+        yield made
+    server.shutdown()
+    server.server_close()
+
+
+def two_steps(stands, looks):
+    """Return a runbook of a standing step and of an operation that looks; each is told what it finds."""
+    procedure = ModuleType("procedures.given")
+    for name, operation, found in (("stands", False, stands), ("looks", True, looks)):
+        def function(_instance: Instance, _observed: Observed, _found: str = found):
+            """Do it."""
+            yield Require("all is well", _found, "")
+        function.__name__, function.__module__ = name, procedure.__name__
+        setattr(procedure, name, step(operation=operation)(function))
+    return Runbook((procedure,), RUNBOOK.symptoms)
+
+
+def test_each_step_is_looked_at_once(connections):
+    assert [standing.name for standing in looked_at(two_steps("", ""), connections)] == ["given.stands", "given.looks"]
+
+
+def ended(name, book, connections, capsys):
+    """Run one of the guide's tasks; return the commands that it names."""
+    task = {"doctor": cli._guide_doctor, "plan": cli._guide_plan}[name]
+    with pytest.raises(Exit):
+        task(book, connections, {"to": ""}, Report(as_json=False))
+    return [line.partition("next: ")[2] for line in capsys.readouterr().out.splitlines() if "next: " in line]
+
+
+@pytest.mark.parametrize(("stands", "looks", "commands"), [
+    ("it is not there", "", ["invoke guide.run --build=dev"]),
+    ("no pod of certhelper is ready", "", ["invoke guide.run --build=dev"]),
+    ("CrashLoopBackOff", "", ["invoke deploy.build --build=dev", "invoke guide.run --build=dev"]),
+    ("", "CrashLoopBackOff", ["invoke deploy.build --build=dev"]),
+    ("", "", []),
+])
+def test_the_doctor_ends_with_the_run_that_mends_a_step_unless_a_diagnosis_names_it(stands, looks, commands, connections, capsys):
+    assert ended("doctor", two_steps(stands, looks), connections, capsys) == commands
+
+
+@pytest.mark.parametrize(("stands", "commands"), [("it is not there", ["invoke guide.run --build=dev"]), ("", [])])
+def test_a_plan_with_something_to_do_names_the_command_that_does_it(stands, commands, connections, capsys):
+    assert ended("plan", two_steps(stands, ""), connections, capsys) == commands
 
 
 @pytest.mark.parametrize("symptom", RUNBOOK.symptoms, ids=lambda symptom: symptom.seen[:40])
