@@ -228,13 +228,17 @@ def admin(instance: Instance, observed: Observed, *, user: Annotated[str, "The u
     see="All pods of the app were made anew; the site answered all the time.",
     back="Only its pods are new, so there is nothing to take back.",
     otherwise=(("The wait ends with an error, or `there is no Deployment`.",
-                "The fresh pod does not start, and the former one goes on. `app.logs --previous` says why."),),
+                "The fresh pod does not start, and the former one goes on. `app.logs --previous` says why."),
+               ("`the app is stopped`", "There is no pod to make anew: `guide.run` starts the app.", RUN)),
 )
 def restart(instance: Instance, observed: Observed) -> Plan:
     """Restart the app: fresh pods first, then the former ones go."""
     found = observed.object("Deployment", instance.app)
     yield Require("there is an app to restart", "" if found or observed.empty else f"there is no Deployment {instance.app}",
                   f"`invoke guide.run --build={instance.name}` makes it")
+    stopped = found is not None and found["spec"].get("replicas") == 0
+    yield Require("the app has pods", "the app is stopped: its Deployment is scaled to 0" if stopped else "",
+                  f"`invoke guide.run --build={instance.name}` starts it")
     # Any other text than the one before makes fresh pods; the generation differs after every change.
     mark = f"after generation {found['metadata']['generation']}" if found else "after generation N"
     yield Patch(Object("Deployment", instance.app), {"spec": {"template": {"metadata": {"annotations": {RESTARTED: mark}}}}},

@@ -204,7 +204,8 @@ def role(instance: Instance, observed: Observed) -> Plan:
     if name == member:
         # What it makes belongs to the owner, because it acts as the owner from its log-in on.
         yield Execute(f'CREATE ROLE "{member}" LOGIN; ALTER ROLE "{member}" SET role = "{owner}"',
-                      unless=f"SELECT 1 FROM pg_roles WHERE rolname = '{member}'", instead="It goes with the owner.")
+                      unless=f"SELECT 1 FROM pg_roles WHERE rolname = '{member}'",
+                      instead=f"The role {member} goes with the role {owner}.")
     # Since PostgreSQL 16 a role that is not a superuser must be a member of the owner whom it names.
     for one in [db.administrator, *([member] if name == member else [])]:
         yield Execute(f'GRANT "{owner}" TO "{one}"',
@@ -212,7 +213,7 @@ def role(instance: Instance, observed: Observed) -> Plan:
                              "JOIN pg_roles a ON a.oid = m.member "
                              f"WHERE r.rolname = '{owner}' AND a.rolname = '{one}' "
                              "AND coalesce((to_jsonb(m) ->> 'set_option')::bool, true)",
-                      instead="The membership goes with the role.")
+                      instead=f"The membership of {one} goes with the role {owner}.")
     # The Secret comes before the password: killed in between, the next run finds the password and sets the same one.
     yield Apply(secret(credential.secret, {
         "DJANGO_DATABASE_ENGINE": "django.db.backends.postgresql", "DJANGO_DATABASE_NAME": db.name,

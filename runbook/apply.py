@@ -398,14 +398,16 @@ def _release(action: Apply, connections: Connections, manager: str) -> tuple[boo
     going = wanted.kind == "PersistentVolumeClaim" and "deletionTimestamp" in (live or {}).get("metadata", {})
     if live is None or (manager not in managers and not going):
         return False, ""
+    # Only what was applied can be given back; a field that a step moved goes with the object.
+    applied = {entry["manager"] for entry in live["metadata"]["managedFields"] if entry["operation"] == "Apply"}
     if action.part:
+        if manager not in applied:
+            return False, ""
         meta = {"name": wanted.name} | ({"namespace": wanted.namespace} if wanted.namespace else {})
         cluster.apply({"apiVersion": live["apiVersion"], "kind": live["kind"], "metadata": meta}, manager)
         return True, ""
     if live["metadata"].get("annotations", {}).get("guide/step") != manager.removeprefix("guide/") and not going:
         return False, f"kept, another made it: {wanted}"
-    # Only what was applied can be given back; a field that a step moved goes with the object.
-    applied = {entry["manager"] for entry in live["metadata"]["managedFields"] if entry["operation"] == "Apply"}
     others = sorted(m.removeprefix("guide/") for m in applied if m.startswith("guide/") and m != manager)
     if others:
         raise GuideError(f"{wanted} still carries what other steps set: {', '.join(others)}",

@@ -126,6 +126,7 @@ def _run_step(step: Step, connections: Connections, given: Mapping[str, Any], ow
         sys.stdout.write(shell.block(step, connections.instance, connections.observed, undo=bool(given.get("undo")), **own))
         return
     report.begin(step.name)
+    called = step.name
     if step.undoes:
         step, given, own = step.undoes, {**given, "undo": True}, {}
     if given.get("undo") and given.get("dry"):
@@ -136,7 +137,7 @@ def _run_step(step: Step, connections: Connections, given: Mapping[str, Any], ow
     if given.get("undo"):
         if given.get("data"):
             _confirm(connections.instance, given, "deletes data")
-        report.outcome(_noted(take_back(step, connections), connections))
+        report.outcome(_noted(take_back(step, connections, called), connections))
         return
     if given.get("dry"):
         standing = stand(step, connections, own)

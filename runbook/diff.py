@@ -335,6 +335,9 @@ def _unlike(path: str, live: Any, wanted: Any) -> Iterator[Field]:
 def _(action: Inside, connections: Connections, _manager: str) -> Difference:
     if action.show or (action.input and not action.unless):
         return Difference(State.MISSING, action.what)  # An order, not a state: there is nothing to compare.
+    if not connections.observed.project(connections.instance.project):
+        note = f"there is no project {connections.instance.project}"
+        return Difference(State.NEW, action.what, note=note, looks=not action.unless)
     note = pods.look_inside(action, connections)
     state = State.DONE if not note else State.MISSING if action.unless else State.WAITING
     return Difference(state, action.what, note=note, looks=not action.unless)
@@ -469,7 +472,7 @@ def summed(differences: list[Difference]) -> State:
     return State.DRIFTED if any(d.made for d in differences) else State.MISSING
 
 
-def refusal(error: GuideError) -> Difference:
+def refusal(error: GuideError, what: str) -> Difference:
     """Return a difference that stands for a comparison which could not be made."""
     state = State.UNKNOWN if isinstance(error, (Unknown, Unreachable, Refused)) else State.MISSING
-    return Difference(state, "", note=error.found, cure=error.cure)
+    return Difference(state, what, note=error.found, cure=error.cure)

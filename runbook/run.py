@@ -160,7 +160,7 @@ def _compared(wanted: Step, connections: Connections, options: Mapping[str, Any]
         try:
             difference = compare(action, connections, wanted.manager)
         except GuideError as error:
-            difference = refusal(error)
+            difference = refusal(error, str(getattr(action, "what", "") or getattr(action, "object", "")))
         yield action, difference
         # What comes after an effect that is not there yet cannot be looked at.
         if difference.state not in (State.DONE, State.DRIFTED, State.MISSING) and isinstance(action, WaitFor | Look | Inside):
@@ -195,8 +195,8 @@ def require_needs(wanted: Step, connections: Connections) -> None:
                     f"`invoke guide.run --build={connections.instance.name} --to={wanted.name}` does them all")
 
 
-def take_back(wanted: Step, connections: Connections) -> Outcome:
-    """Undo a step: its values in reverse order."""
+def take_back(wanted: Step, connections: Connections, called: str = "") -> Outcome:
+    """Undo a step: its values in reverse order. The outcome has the name by which it was called."""
     started, detail, changed = time.monotonic(), list[str](), False
     actions = list(wanted.plan(connections.instance, connections.observed))
     for action in reversed(actions):
@@ -210,7 +210,7 @@ def take_back(wanted: Step, connections: Connections) -> Outcome:
             changed = True
         if kept:
             detail.append(kept)
-    return Outcome(wanted.name, "changed" if changed else "unchanged", time.monotonic() - started, detail)
+    return Outcome(called or wanted.name, "changed" if changed else "unchanged", time.monotonic() - started, detail)
 
 
 def orphans(runbook: Runbook, connections: Connections) -> list[Standing]:

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from procedures import app
-from runbook.plan import Credential, Object, WaitFor
+from runbook.plan import Credential, Object, Require, WaitFor
 
 STREAM = Object("ImageStream", "python", "openshift")
 PYTHON = {"status": {"tags": [{"tag": "3.12-ubi9"}, {"tag": "3.9-ubi9"}]}}
@@ -22,6 +22,15 @@ def known(instance, *, deployment=None, tagged=""):
     items = [{"dockerImageReference": tagged, "image": tagged.partition("@")[2]}] if tagged else []
     return {STREAM: PYTHON, Object("Deployment", instance.app): deployment,
             Object("ImageStream", instance.app): {"status": {"tags": [{"tag": "latest", "items": items}]}}}
+
+
+@pytest.mark.parametrize(("replicas", "refused"), [(0, True), (1, False)])
+def test_a_stopped_app_is_not_restarted(plan, instance, replicas, refused):
+    found = deployed(LATEST, replicas)
+    found["metadata"]["generation"] = 1
+    values = plan(app.restart, instance, {Object("Deployment", instance.app): found})
+    assert [value.cure for value in values if isinstance(value, Require) and value.found] == \
+        ["`invoke guide.run --build=dev` starts it"] * refused
 
 
 def test_the_objects_of_an_app(plan, instance, named):

@@ -124,6 +124,13 @@ def test_the_app_is_not_the_administrator(plan, instance):
 
 
 @pytest.mark.fault(7)
+def test_what_goes_without_a_statement_says_whose_it_is(plan, instance):
+    said = [value.instead for value in executed(plan(database.role, instance)) if value.instead]
+    assert said
+    assert sorted(set(said)) == sorted(said)
+    assert all("certhelper" in each for each in said)
+
+
 def test_the_database_belongs_to_the_apps_role(plan, instance):
     create, owner, *_ = plan(database.create, instance)
     assert create.statement == 'CREATE DATABASE "certhelperdb" OWNER "certhelper"'

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 from invoke import Exit, Program
 
-from procedures import RUNBOOK
+from procedures import RUNBOOK, eos
 from runbook import cli
 from runbook.connections import Connections, Flags
 from runbook.doctor import Evidence, diagnoses, looked_at, recognized
@@ -17,6 +17,7 @@ from runbook.instance import Instance, load
 from runbook.observed import Observed
 from runbook.plan import Require
 from runbook.report import Report
+from runbook.run import stand
 from runbook.step import Runbook, Symptom, step
 from runbook.target import Target
 from tasks import ns
@@ -208,13 +209,20 @@ def test_each_symptom_is_told_once_with_where_it_was_seen_first():
     assert [(one.evidence.origin, one.symptom.seen) for one in diagnoses(RUNBOOK, said)] == [("pod a", "`OOMKilled`")]
 
 
-class Empty(BaseHTTPRequestHandler):
-    """A cluster in which there is no project."""
+class Cluster(BaseHTTPRequestHandler):
+    """A cluster without a project, or with one in which nothing may be looked at."""
+
+    project = False
 
     def do_GET(self):
-        self.send_response(404)
-        self.send_header("Content-Length", "0")
+        status = 404 if not self.project else 200 if self.path.startswith("/api/v1/namespaces/dev-certhelper?") \
+            or self.path == "/api/v1/namespaces/dev-certhelper" else 403
+        said = json.dumps({"metadata": {"name": "dev-certhelper"}, "message": "that is forbidden"}).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(said)))
         self.end_headers()
+        self.wfile.write(said)
 
     def log_message(self, *_words):
         pass
@@ -222,7 +230,7 @@ class Empty(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def connections(tmp_path):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Empty)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Cluster)
     Thread(target=server.serve_forever, daemon=True).start()
     known = {"clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
              "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}], "users": [{"name": "c", "user": {"token": "t"}}]}
@@ -271,6 +279,14 @@ def test_the_doctor_ends_with_the_run_that_mends_a_step_unless_a_diagnosis_names
 @pytest.mark.parametrize(("stands", "commands"), [("it is not there", ["invoke guide.run --build=dev"]), ("", [])])
 def test_a_plan_with_something_to_do_names_the_command_that_does_it(stands, commands, connections, capsys):
     assert ended("plan", two_steps(stands, ""), connections, capsys) == commands
+
+
+@pytest.mark.parametrize(("project", "state"), [(False, "missing"), (True, "unknown")])
+def test_what_cannot_be_looked_at_has_a_name_and_without_a_project_it_is_missing(project, state, connections, monkeypatch):
+    monkeypatch.setattr(Cluster, "project", project)
+    standing = stand(eos.verify, connections)
+    (difference,) = standing.differences
+    assert (standing.state, difference.what) == (state, next(eos.verify.plan(connections.instance, connections.observed)).what)
 
 
 @pytest.mark.parametrize("symptom", RUNBOOK.symptoms, ids=lambda symptom: symptom.seen[:40])

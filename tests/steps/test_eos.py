@@ -223,7 +223,7 @@ def test_unmounting_gives_everything_back_and_keeps_the_files(site: Site) -> Non
     assert [each["name"] for each in pod["spec"]["containers"]] == [site.instance.app]
     assert (site.guide.stack.state.eos / WELCOME).exists()
     assert state(site) == "missing"
-    assert site.outcomes("eos.unmount")["eos.mount"]["state"] == "unchanged"
+    assert site.outcomes("eos.unmount")["eos.unmount"]["state"] == "unchanged"
     done = site("eos.verify", code=1)
     assert "eos.verify needs eos.mount first" in done.stderr and "--to=eos.verify" in done.stderr
     assert site.outcomes("eos.mount")["eos.mount"]["state"] == "changed"

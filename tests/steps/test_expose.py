@@ -83,8 +83,9 @@ def test_a_list_put_back_by_hand_is_seen(closed: Site) -> None:
 def test_open_although_the_setting_says_otherwise_is_seen_and_closed(closed: Site) -> None:
     closed.change({"expose": {"internet": False}})
     assert "everybody may come" in closed("expose.verify", code=1).stderr
-    closed("expose.close", "--yes")
+    assert closed.outcomes("expose.close", "--yes")["expose.close"]["state"] == "changed"
     assert networks(closed) == default(closed)
+    assert closed.outcomes("expose.close", "--yes")["expose.close"]["state"] == "unchanged"
     # The step wrote it: a list that the platform filled in would have no manager.
     assert expose.WHITELIST in managed(closed)
     wait_until(lambda: from_outside(closed) == 0, "no answer outside", 20)
