@@ -77,7 +77,7 @@ def package_credentials(instance: Instance) -> dict[str, Credential]:
         ("`HostAlreadyClaimed`", ("Another Route has this host. Choose another one as `host` in the instance file, or "
                                   "ask the owner of the other site to give it up.")),
         ("`the image stream … has …`, `there is no image stream … in the namespace openshift`, `has no tag` or "
-         "`exists: it does not`",
+         "`exists: not so: it does not`",
          "The platform offers other versions of the builder image: write one that is there as `builder` below [source]."),
         ("`holds it, and its name cannot be changed`", "Another Route of the project has the host: the message says how it goes."),
         ("`… is reserved`", ("The platform keeps some names for itself. Ask for the name in a Service Now ticket, or "

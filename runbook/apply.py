@@ -276,13 +276,13 @@ def _(action: Inside, _difference: Difference, connections: Connections, _manage
     tell(action.what)
     if not action.unless and not action.show and not action.input:
         if note := pods.wait_inside(action, connections):
-            raise GuideError(note)
+            raise GuideError(f"{action.what}: not so: {note}")
         return
     said = pods.run_inside(action, connections)
     if action.show:
         connections.say(said.rstrip("\n"))
     if action.unless and (note := pods.look_inside(action, connections)):
-        raise GuideError(f"the command had no effect: {note}", "`invoke app.logs` shows the app's log")
+        raise GuideError(f"the command had no effect: {action.what}: {note}", "`invoke app.logs` shows the app's log")
 
 
 @carry_out.register

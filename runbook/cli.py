@@ -263,7 +263,7 @@ def _guide_doctor(runbook: Runbook, connections: Connections, _given: Mapping[st
     ill = [standing for standing in doctor.looked_at(runbook, connections) if standing.state not in ("done", "not wanted")]
     for standing in ill:
         report.standing(standing, full=True)
-    evidence = [doctor.Evidence(standing.name, f"{difference.what} {difference.note}")
+    evidence = [doctor.Evidence(standing.name, f"{difference.what}: {difference.note}")
                 for standing in ill for difference in standing.differences if difference.state != "done"]
     found = doctor.diagnoses(runbook, [*doctor.evidence(connections), *evidence])
     for one in found:

@@ -355,7 +355,9 @@ def _(action: Write, _connections: Connections, _manager: str) -> Difference:
 
 @compare.register
 def _(action: Require, _connections: Connections, _manager: str) -> Difference:
-    return Difference(State.DRIFTED if action.found else State.DONE, action.what, note=action.found, cure=action.cure)
+    # What must hold stands first: without these words it would read as what was found.
+    note = f"not so: {action.found}" if action.found else ""
+    return Difference(State.DRIFTED if note else State.DONE, action.what, note=note, cure=action.cure)
 
 
 def wire(action: Apply, connections: Connections, manager: str, *, make: bool) -> tuple[Manifest, list[str]]:

@@ -82,11 +82,11 @@ def look_inside(action: Inside, connections: Connections) -> str:
         return f"no pod of {action.deployment} is ready"
     code, said = connections.cluster.execute(pod, action.container, command, action.seconds)
     if code == 124:
-        return f"{action.what}: no answer within {action.seconds:g} s"
+        return f"no answer within {action.seconds:g} s"
     if code:
-        return f"{action.what}: {last_line(said) or f'exit status {code}'}"
+        return last_line(said) or f"exit status {code}"
     contains = "" if action.unless else action.contains
-    return "" if contains in said else f"{action.what}: it does not say {contains!r}"
+    return "" if contains in said else f"it does not say {contains!r}"
 
 
 def run_inside(action: Inside, connections: Connections) -> str:
@@ -96,7 +96,7 @@ def run_inside(action: Inside, connections: Connections) -> str:
     line = connections.resolve(action.input).reveal() + "\n" if action.input else ""
     code, said = connections.cluster.execute(pod, action.container, action.command, action.seconds, line)
     if code:
-        raise GuideError(f"{action.what}: {last_line(said) or f'exit status {code}'}",
+        raise GuideError(f"{action.what}: not so: {last_line(said) or f'exit status {code}'}",
                          f"pod {pod} printed the reason; `invoke app.logs` shows the app's own log")
     return said
 

@@ -40,24 +40,25 @@ MESSAGES: dict[str, dict[str, str]] = {
         "error: another run took dev over while this one gave no sign of life": "invoke guide.status",
         "error: eos.verify needs eos.mount first\n  next: `invoke guide.run --build=dev --to=eos.verify` does them all":
             "invoke guide.run",
-        "every variable that stands on the build config is known here: X stands there and nothing here sets it": "environment.set",
-        "the app stays with its database: DJANGO_DATABASE_HOST is a, the instance file wants b": "environment.set",
-        "the builder image python:3.8 exists: the image stream python has 3.12-ubi9, latest": "app.create",
-        "the builder image nothing:3.8 exists: there is no image stream nothing in the namespace openshift": "app.create",
+        "every variable that stands on the build config is known here: not so: X stands there and nothing here sets it": "environment.set",
+        "the app stays with its database: not so: DJANGO_DATABASE_HOST is a, the instance file wants b": "environment.set",
+        "the builder image python:3.8 exists: not so: the image stream python has 3.12-ubi9, latest": "app.create",
+        "the builder image nothing:3.8 exists: not so: there is no image stream nothing in the namespace openshift": "app.create",
         "the image stream redis has the tag 5-el8: it has 6-el9, 7-el9": "redis.add",
-        "the image nginx:1.22-ubi8 exists: the image stream nginx has 1.24-ubi9": "nginx.add",
-        "the storage class eoss exists: the cluster offers cephfs, eos\n  next: put one of those into the instance file as "
+        "the builder image python:3.8 exists: not so: it does not": "app.create",
+        "the image nginx:1.22-ubi8 exists: not so: the image stream nginx has 1.24-ubi9": "nginx.add",
+        "the storage class eoss exists: not so: the cluster offers cephfs, eos\n  next: put one of those into the instance file as "
         "`storage_class` below [eos]": "eos.mount",
-        "the storage class x exists: the cluster offers cephfs, eos\n  next: put one of those into the instance file as "
+        "the storage class x exists: not so: the cluster offers cephfs, eos\n  next: put one of those into the instance file as "
         "`storage_class` below [volume]": "volume.share",
-        "the branch x of https://g/r.git can be read: https://g/r.git has no branch 'x'": "source.check",
+        "the branch x of https://g/r.git can be read: not so: https://g/r.git has no branch 'x'": "source.check",
         "Build x-1 ended as Failed: GenericS2IBuildFailed Generic S2I Build failure": "deploy.build",
-        "the Route lets in everybody: its list of networks is 10.0.0.0/8": "expose.open",
-        "the Route lets in CERN only: its list of networks is empty: everybody may come": "expose.close",
+        "the Route lets in everybody: not so: its list of networks is 10.0.0.0/8": "expose.open",
+        "the Route lets in CERN only: not so: its list of networks is empty: everybody may come": "expose.close",
         "it is of the type Opaque, and that cannot be changed": "eos.credentials",
-        "the claim shared can be shared: it is ReadWriteOnce, and that cannot be changed": "volume.share",
-        "you may do what the steps do: you may not create secrets": "prerequisites.check",
-        "git is there: there is no git on PATH": "prerequisites.check",
+        "the claim shared can be shared: not so: it is ReadWriteOnce, and that cannot be changed": "volume.share",
+        "you may do what the steps do: not so: you may not create secrets": "prerequisites.check",
+        "git is there: not so: there is no git on PATH": "prerequisites.check",
         "no password of admin at dbod-x.cern.ch:6611 in /home/x/.pgpass": "database.password",
         "Secret redis2: no step names it any more": "invoke guide.status",
         "training: cannot be looked at: the instance file training does not say where to go": "invoke guide.status",
@@ -279,6 +280,11 @@ def test_the_doctor_ends_with_the_run_that_mends_a_step_unless_a_diagnosis_names
 @pytest.mark.parametrize(("stands", "commands"), [("it is not there", ["invoke guide.run --build=dev"]), ("", [])])
 def test_a_plan_with_something_to_do_names_the_command_that_does_it(stands, commands, connections, capsys):
     assert ended("plan", two_steps(stands, ""), connections, capsys) == commands
+
+
+def test_what_must_hold_is_told_from_what_was_found(connections):
+    (difference,) = stand(two_steps("it is empty", "").standing[0], connections).differences
+    assert (difference.what, difference.note) == ("all is well", "not so: it is empty")
 
 
 @pytest.mark.parametrize(("project", "state"), [(False, "missing"), (True, "unknown")])

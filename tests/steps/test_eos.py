@@ -158,7 +158,9 @@ def test_an_eos_that_goes_is_noticed_by_the_verification(site: Site, behaves: An
         wait_until(lambda: 404 in answers, "EOS to go", 30)
     failed = site("eos.verify", code=1)
     assert "No such file or directory" in failed.stderr
-    assert state(site, "eos.verify") == "waiting"
+    verify = site.outcomes("guide.status", code=3)["eos.verify"]
+    assert verify["state"] == "waiting"
+    assert [each["what"] in each["note"] for each in verify["detail"]] == [False]
     assert page(site, "/")[0] == 200, "nothing kills an app whose EOS stalls"
 
 

@@ -76,7 +76,7 @@ class Reader:
 def test_without_a_log_in_it_says_how_to_log_in(guide: Guide, tmp_path: Path) -> None:
     reader = Reader(guide, tmp_path, guide.stack.state.server)
     failed = guide("prerequisites.check", "--build=dev", code=1, **reader.environment)
-    assert "somebody is logged in: no log-in to a cluster" in failed.stderr and "prerequisites.login" in failed.stderr
+    assert "somebody is logged in: not so: no log-in to a cluster" in failed.stderr and "prerequisites.login" in failed.stderr
     waiting = guide("prerequisites.login", "--build=dev", code=75, **reader.environment)
     assert "oc login --web" in waiting.stderr
 
