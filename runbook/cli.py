@@ -326,6 +326,7 @@ def opened(given: Mapping[str, Any], command: str, folder: Path, local: Local, r
     path = find(folder, build)
     plain = load(path)
     name = choose(given.get("target") or "", os.environ.get("RUNBOOK_TARGET", ""), plain.target, build, command)
+    report.aim(build, name if given.get("target") and name != plain.target else "")
     if name == "local":
         report.begin("stack")
         target = local(report.tell)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -30,11 +31,20 @@ class Report:
         self._name, self._started, self._build = "", 0.0, ""
         self._terminal = sys.stdout.isatty() and sys.stderr.isatty() and not as_json
         self._said = 0.0
+        self._target, self._command = "", re.compile("")
 
     def header(self, text: str) -> None:
         """Say first where the run goes."""
         if not self.as_json:
             self._print(text)
+
+    def aim(self, build: str, target: str) -> None:
+        """Have each command for an instance name this target too, because its file does not; "" for none."""
+        self._target = target
+        self._command = re.compile(rf"(invoke [\w.]+ (?:--\S+ )*--build={re.escape(build)})(?![\w-])(?! --target)")
+
+    def _aimed(self, text: str) -> str:
+        return self._command.sub(rf"\1 --target={self._target}", text) if self._target else text
 
     def about(self, build: str) -> None:
         """Say that what follows is about one instance among several: a blank line, and its name in every JSON object."""
@@ -124,7 +134,7 @@ class Report:
                                     "seconds": round(time.monotonic() - self._started, 3)}))
         lines = [f"{self._colour('error', 'failed', sys.stderr)}: {where + ': ' if where else ''}{error.found}"]
         lines += [f"  next: {error.cure}"] if error.cure else []
-        sys.stderr.write("\n".join(lines) + "\n")
+        sys.stderr.write(self._aimed("\n".join(lines)) + "\n")
 
     def line(self, text: str) -> None:
         """Say one line of result."""
@@ -164,7 +174,7 @@ class Report:
             self._print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
     def _print(self, text: str) -> None:
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(self._aimed(text) + "\n")
         sys.stdout.flush()
 
     def _colour(self, text: str, state: str, stream: Any = None) -> str:

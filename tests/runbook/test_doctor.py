@@ -13,6 +13,7 @@ from procedures import RUNBOOK, eos
 from runbook import cli
 from runbook.connections import Connections, Flags
 from runbook.doctor import Evidence, diagnoses, looked_at, recognized
+from runbook.errors import GuideError
 from runbook.instance import Instance, load
 from runbook.observed import Observed
 from runbook.plan import Require
@@ -280,6 +281,36 @@ def test_the_doctor_ends_with_the_run_that_mends_a_step_unless_a_diagnosis_names
 @pytest.mark.parametrize(("stands", "commands"), [("it is not there", ["invoke guide.run --build=dev"]), ("", [])])
 def test_a_plan_with_something_to_do_names_the_command_that_does_it(stands, commands, connections, capsys):
     assert ended("plan", two_steps(stands, ""), connections, capsys) == commands
+
+
+@pytest.mark.parametrize(("said", "printed"), [
+    ("`invoke guide.run --build=dev` makes it", "`invoke guide.run --build=dev --target=cern` makes it"),
+    ("invoke volume.share --undo --data --build=dev", "invoke volume.share --undo --data --build=dev --target=cern"),
+    ("invoke guide.run --build=dev --to=app.create", "invoke guide.run --build=dev --target=cern --to=app.create"),
+    ("invoke guide.run --build=dev --target=local", "invoke guide.run --build=dev --target=local"),
+    ("invoke guide.run --build=dev-2", "invoke guide.run --build=dev-2"),
+])
+def test_a_command_names_the_target_that_the_instance_file_does_not(said, printed, capsys):
+    report = Report(as_json=False)
+    report.line(said)
+    report.aim("dev", "cern")
+    report.line(said)
+    report.error(GuideError("x", said))
+    report.aim("dev", "")
+    report.line(said)
+    shown = capsys.readouterr()
+    assert (shown.out.splitlines(), shown.err.splitlines()) == ([said, printed, said], ["error: x", f"  next: {printed}"])
+
+
+@pytest.mark.parametrize(("own", "cure"), [("", "--build=dev --target=cern`"), ('target = "cern"', "--build=dev`")])
+def test_a_run_has_its_target_in_its_cures_when_the_instance_file_names_none(own, cure, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    known = (ROOT / "instances" / "dev.toml").read_text()
+    assert known.count('target = "local"\n') == 1
+    (tmp_path / "dev.toml").write_text(known.replace('target = "local"\n', f"{own}\n"))
+    root = cli.namespace(RUNBOOK, tmp_path, lambda _: Target("local"))
+    Program(namespace=root).run("invoke prerequisites.check --build=dev --target=cern", exit=False)
+    assert f"`invoke prerequisites.login {cure}" in capsys.readouterr().out
 
 
 def test_what_must_hold_is_told_from_what_was_found(connections):
