@@ -50,6 +50,7 @@ PULLER = "system:image-puller"
 @step(
     needs=(environment.check, environment.set, database.access),
     wanted=lambda instance: bool(promoted_from(instance)),
+    setting="`image` below [deploy]",
     see="The site answers over HTTPS, from the same image digest that the other instance runs.",
     otherwise=(
         ("`ErrImagePull` with `unauthorized: authentication required` or `requested access to the resource is denied`.",
@@ -282,6 +283,7 @@ def schedule_name(instance: Instance) -> str:
 @step(
     needs=(app.create,),
     wanted=lambda instance: bool(instance.schedule.cron),
+    setting="`cron` below [schedule]",
     see="`oc get cronjob` shows the schedule with SUSPEND True.",
     otherwise=(
         ("The job's log says `refused (403)`.", "Its ServiceAccount lost its right: run `deploy.schedule` again."),

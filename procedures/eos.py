@@ -41,6 +41,7 @@ def forms(instance: Instance) -> list[str]:
     needs=(project.request,),
     person=True,
     wanted=lambda instance: bool(instance.eos.path),
+    setting="`path` below [eos]",
     see="The Secret holds the account and its password.",
     otherwise=(
         ("`field is immutable` or `it is of the type …, and that cannot be changed`",
@@ -78,6 +79,7 @@ def credentials(instance: Instance, observed: Observed) -> Plan:
 @step(
     needs=(app.create, credentials),
     wanted=lambda instance: bool(instance.eos.path),
+    setting="`path` below [eos]",
     see="Every pod has two containers, the app and the one that logs in, and the app's is ready: it sees the path.",
     otherwise=(
         ("`stat: cannot … No such file or directory` or `stat: cannot stat '/eos`",
@@ -143,6 +145,7 @@ def part(instance: Instance) -> Manifest:
 @step(
     needs=(mount, deploy.build),
     wanted=lambda instance: bool(instance.eos.path),
+    setting="`path` below [eos]",
     see="The running app reads from EOS.",
     otherwise=(
         ("`the app can …: … No such file or directory` or `no answer within … s`",
@@ -163,6 +166,7 @@ def verify(instance: Instance, _observed: Observed) -> Plan:
 @step(
     undoes=mount,
     wanted=lambda instance: bool(instance.eos.path),
+    setting="`path` below [eos]",
     see="The pods have one container again, and the claim is gone; the files in EOS are untouched.",
     otherwise=(
         ("`… is used by …`", "Something else mounts the claim: take the volume out there first; the message says how."),

@@ -19,6 +19,7 @@ EXPOSED = "guide/exposed"
 @step(
     needs=(app.create,),
     wanted=lambda instance: instance.expose.internet,
+    setting="`internet = true` below [expose]",
     see="The Route carries an empty list of networks, so the router lets everybody in.",
     otherwise=(
         ("`sites of the category Test cannot be exposed`",

@@ -16,6 +16,7 @@ CONFIGURATION = "guide/configuration"
 @step(
     needs=(deploy.build,),
     wanted=lambda instance: instance.nginx.wanted,
+    setting="`wanted = true` below [nginx]",
     see="The site answers as before; the Route leads to nginx, and nginx to the app.",
     otherwise=(
         ("`the image stream nginx has …`", "The cluster offers other versions: `version` below [nginx] names one."),

@@ -14,6 +14,7 @@ PLACE = "/shared"
 @step(
     needs=(app.create,),
     wanted=lambda instance: bool(instance.volume.mount),
+    setting="`mount` below [volume]",
     see="The claim is bound, and every pod of the app sees the same files.",
     otherwise=(
         ("`storageclass.storage.k8s.io … not found` in an event of the claim, or `the cluster offers … below [volume]`",

@@ -144,6 +144,9 @@ def _run_step(step: Step, connections: Connections, given: Mapping[str, Any], ow
         report.standing(standing, full=True)
         raise Exit(code=errors.DONE if standing.state in ("done", "not wanted") else errors.TO_DO)
     require_needs(step, connections)
+    if not step.wanted(connections.instance):
+        asks = f"; {step.setting} there asks for it" if step.setting else ""
+        report.line(f"the instance file does not ask for {step.name}, so the next guide.run passes it over{asks}")
     run = Run(connections)
     outcome = _noted(run.step(step, own, report.tell), connections)
     if given.get("json") or not outcome.answered:

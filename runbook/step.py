@@ -47,6 +47,8 @@ class Step:
     """How it is taken back when no `--undo` does that; a sentence for the page."""
     everywhere: bool = False
     """Whether it is done for every instance when none is named: it only looks."""
+    setting: str = ""
+    """The setting of the instance file that asks for it, when one does: `mount` below [volume]."""
 
     @property
     def procedure(self) -> str:
@@ -93,10 +95,11 @@ class Step:
 def step(*, needs: Sequence[Step] = (), operation: bool = False, person: bool = False,
          wanted: Wanted = lambda _: True, unconfirmed: str = "", see: str = "",
          otherwise: Sequence[tuple[str, str] | tuple[str, str, str]] = (), undoes: Step | None = None,
-         before_login: bool = False, back: str = "", everywhere: bool = False) -> Callable[[Callable[..., Plan]], Step]:
+         before_login: bool = False, back: str = "", everywhere: bool = False,
+         setting: str = "") -> Callable[[Callable[..., Plan]], Step]:
     """Make a function a step; see `Step` for the meaning of each word."""
     return lambda function: Step(function, tuple(needs), operation or bool(undoes), person, wanted, unconfirmed, see,
-                                 tuple(otherwise), undoes, before_login, back, everywhere)
+                                 tuple(otherwise), undoes, before_login, back, everywhere, setting)
 
 
 @dataclass(frozen=True)

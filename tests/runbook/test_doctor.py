@@ -1,6 +1,7 @@
 """Messages are recognized by their own words, and a command that helps comes with each."""
 
 import json
+import re
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -243,7 +244,7 @@ def connections(tmp_path):
     server.server_close()
 
 
-def two_steps(stands, looks):
+def two_steps(stands, looks, **words):
     """Return a runbook of a standing step and of an operation that looks; each is told what it finds."""
     procedure = ModuleType("procedures.given")
     for name, operation, found in (("stands", False, stands), ("looks", True, looks)):
@@ -251,7 +252,7 @@ def two_steps(stands, looks):
             """Do it."""
             yield Require("all is well", _found, "")
         function.__name__, function.__module__ = name, procedure.__name__
-        setattr(procedure, name, step(operation=operation)(function))
+        setattr(procedure, name, step(operation=operation, **words)(function))
     return Runbook((procedure,), RUNBOOK.symptoms)
 
 
@@ -311,6 +312,22 @@ def test_a_run_has_its_target_in_its_cures_when_the_instance_file_names_none(own
     root = cli.namespace(RUNBOOK, tmp_path, lambda _: Target("local"))
     Program(namespace=root).run("invoke prerequisites.check --build=dev --target=cern", exit=False)
     assert f"`invoke prerequisites.login {cure}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_step_that_the_instance_file_does_not_ask_for_says_so_before_it_is_done(wanted, connections, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("RUNBOOK_JOURNAL", str(tmp_path / "journal"))
+    given = two_steps("", "", wanted=lambda _: wanted, setting="`it` below [x]").standing[0]
+    cli._run_step(given, connections, {}, {}, Report(as_json=False))
+    *before, last = capsys.readouterr().out.splitlines()
+    assert last.startswith("unchanged")
+    assert ["`it` below [x] there asks for it" in line for line in before] == [True] * (not wanted)
+
+
+@pytest.mark.parametrize("known", [known for known in RUNBOOK.steps if known.setting], ids=lambda known: known.name)
+def test_the_setting_that_asks_for_a_step_is_one_of_the_instance_file(known):
+    key, table = re.fullmatch(r"`(\w+)(?: = true)?` below \[(\w+)\]", known.setting).groups()
+    assert hasattr(getattr(load(ROOT / "instances" / "dev.toml"), table), key)
 
 
 def test_what_must_hold_is_told_from_what_was_found(connections):
