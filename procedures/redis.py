@@ -12,6 +12,8 @@ from runbook.step import step
 
 TEMPLATE = "redis-ephemeral"
 """Channel data is transient, so the template without a volume is the right one."""
+ASKED = 'test "$(REDISCLI_AUTH="$REDIS_PASSWORD" redis-cli -h 127.0.0.1 ping)" = PONG'
+"""The template's question whether Redis is ready, but for the password: the template's names it where a process list shows it."""
 REVISION = "guide/password"
 """The annotation that carries the revision of the Secret with the password."""
 
@@ -102,12 +104,15 @@ def filled(template: Manifest, values: dict[str, Any]) -> list[Manifest]:
 def completed(manifest: Manifest, observed: Observed, stream: Manifest | None, wanted: Redis) -> Manifest:
     """Put in the image that the platform's image trigger sets, so that the first pod does not wait for the trigger.
 
+    And a probe without the password on its command line.
     And the revision of the Secret: Redis takes its password at its start, so a changed one is another pod.
     """
     template = manifest["spec"]["template"]["metadata"]
     template["annotations"] = template.get("annotations", {}) | {REVISION: Revision((Object("Secret", wanted.name),))}
     found = observed.object("Deployment", manifest["metadata"]["name"])
     container = manifest["spec"]["template"]["spec"]["containers"][0]
+    if asked := container.get("readinessProbe", {}).get("exec"):
+        asked["command"] = ["/bin/sh", "-c", ASKED]
     if found:
         container["image"] = found["spec"]["template"]["spec"]["containers"][0]["image"]
     else:

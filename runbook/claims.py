@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 PATIENCE = 120
 """Seconds that pods on their way out have to end."""
-SOON = 10
-"""Seconds after which a claim that no pod uses should be gone."""
+SOON = 20
+"""Seconds after its last pod ended by which a claim should be gone."""
 
 
 def let_go(wanted: Object, live: Manifest, connections: Connections) -> str:
@@ -29,11 +29,12 @@ def let_go(wanted: Object, live: Manifest, connections: Connections) -> str:
         raise GuideError(f"{wanted} is used by {named}", "; ".join(map(_cure, by)) + "; `--force` does not wait for that: what "
                          "these pods have not written yet may be lost")
     cluster.delete(wanted, live["metadata"]["uid"])
-    started = time.monotonic()
+    started = last = time.monotonic()
     while (found := cluster.get(wanted)) and found["metadata"]["uid"] == live["metadata"]["uid"]:
         using = [pod["metadata"]["name"] for pod in cluster.list("Pod") if _names(pod["spec"], wanted.name)]
-        waited = time.monotonic() - started
-        if waited > (PATIENCE if using else SOON) or (by and force):
+        now = time.monotonic()
+        last = now if using else last
+        if now - started > PATIENCE or now - last > SOON or (by and force):
             return _unfinished(wanted, found, using, connections)
         time.sleep(0.5)
     return ""

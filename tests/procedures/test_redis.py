@@ -33,6 +33,13 @@ def test_the_password_is_a_reference(plan, instance, named):
     assert secret["stringData"] == {"database-password": redis.password(instance)}
 
 
+def test_no_command_line_names_the_password(plan, instance, named):
+    (container,) = named(plan(redis.add, instance, KNOWN), "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert " -a " in json.dumps(KNOWN[Object("Template", "redis-ephemeral", "openshift")]), "the template's own would show it"
+    assert container["readinessProbe"] == {"timeoutSeconds": 1, "initialDelaySeconds": 5,
+                                           "exec": {"command": ["/bin/sh", "-c", redis.ASKED]}}
+
+
 def test_the_labels_of_the_template_are_kept(plan, instance, named):
     labels = named(plan(redis.add, instance, KNOWN), "Deployment")["metadata"]["labels"]
     assert labels["template"] == "redis-ephemeral-template"
