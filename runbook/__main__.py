@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -76,7 +77,13 @@ def _version() -> str:
 def main() -> None:
     """Run the tasks that the arguments name, from any folder."""
     try:
-        Guide(binary="invoke").run([sys.argv[0], "--search-root", str(ROOT), *sys.argv[1:]])
+        try:
+            Guide(binary="invoke").run([sys.argv[0], "--search-root", str(ROOT), *sys.argv[1:]])
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # who read along has seen enough: `invoke --list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(errors.FAILED)
     except KeyboardInterrupt:
         sys.exit(errors.INTERRUPTED)
     except PermissionError as error:  # invoke reads its settings from the home folder before any task of ours

@@ -338,7 +338,7 @@ def _(action: Inside, connections: Connections, _manager: str) -> Difference:
     if not connections.observed.project(connections.instance.project):
         note = f"there is no project {connections.instance.project}"
         return Difference(State.NEW, action.what, note=note, looks=not action.unless)
-    note = pods.look_inside(action, connections)
+    note = pods.look_inside(action, connections, known=True)
     state = State.DONE if not note else State.MISSING if action.unless else State.WAITING
     return Difference(state, action.what, note=note, looks=not action.unless)
 

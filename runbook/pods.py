@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 HOPELESS = {"CrashLoopBackOff", "CreateContainerConfigError", "ErrImagePull", "ImagePullBackOff", "InvalidImageName"}
 
 
-def newest(connections: Connections, deployment: str) -> list[Manifest]:
-    """Return the pods of a Deployment's newest ReplicaSet."""
-    cluster = connections.cluster
-    sets = [s for s in cluster.list("ReplicaSet")
+def newest(connections: Connections, deployment: str, *, known: bool = False) -> list[Manifest]:
+    """Return the pods of a Deployment's newest ReplicaSet: as they are, or as `known` since the last change."""
+    listed = connections.observed.objects if known else connections.cluster.list
+    sets = [s for s in listed("ReplicaSet")
             if any(o["kind"] == "Deployment" and o["name"] == deployment for o in s["metadata"].get("ownerReferences", []))]
     if not sets:
         return []
     newest = max(sets, key=lambda s: int(s["metadata"].get("annotations", {}).get("deployment.kubernetes.io/revision", 0)))
-    return [p for p in cluster.list("Pod")
+    return [p for p in listed("Pod")
             if any(o["name"] == newest["metadata"]["name"] for o in p["metadata"].get("ownerReferences", []))]
 
 
@@ -55,13 +55,13 @@ def unhealthy(connections: Connections, pod: str) -> str:
     return max(said, key=lambda event: event.get("lastTimestamp") or "")["message"] if said else ""
 
 
-def ready(connections: Connections, deployment: str, container: str, *, running: bool = False) -> str:
+def ready(connections: Connections, deployment: str, container: str, *, running: bool = False, known: bool = False) -> str:
     """Return the name of a pod of the newest ReplicaSet whose container is ready, or only runs, "" when there is none."""
     def well(pod: Manifest) -> bool:
         return any(c["name"] == container and ("running" in c.get("state", {}) if running else c["ready"])
                    for c in pod.get("status", {}).get("containerStatuses", []))
 
-    return next((pod["metadata"]["name"] for pod in newest(connections, deployment)
+    return next((pod["metadata"]["name"] for pod in newest(connections, deployment, known=known)
                  if "deletionTimestamp" not in pod["metadata"] and well(pod)), "")
 
 
@@ -72,12 +72,12 @@ def _required(connections: Connections, deployment: str, container: str) -> str:
     return pod
 
 
-def look_inside(action: Inside, connections: Connections) -> str:
+def look_inside(action: Inside, connections: Connections, *, known: bool = False) -> str:
     """Run the looking command of a value; return "" when it succeeds and shows what it should, else what is seen."""
     command = action.unless or action.command
-    pod = ready(connections, action.deployment, action.container)
+    pod = ready(connections, action.deployment, action.container, known=known)
     if not pod and action.unready:
-        pod = ready(connections, action.deployment, action.container, running=True)
+        pod = ready(connections, action.deployment, action.container, running=True, known=known)
     if not pod:
         return f"no pod of {action.deployment} is ready"
     code, said = connections.cluster.execute(pod, action.container, command, action.seconds)

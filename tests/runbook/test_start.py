@@ -34,3 +34,10 @@ def test_without_a_task_it_lists_the_tasks_after_two_to_begin_with():
     begun = re.findall(r"`invoke ([\w.]+)", first)
     assert len(begun) == 2
     assert set(begun) <= set(ns.task_names)
+
+
+def test_whoever_reads_only_the_beginning_sees_no_traceback():
+    with subprocess.Popen([sys.executable, "-m", "runbook", "--list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as listing:
+        listing.stdout.close()
+        assert listing.stderr.read() == b""
+    assert listing.returncode == 1
