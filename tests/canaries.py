@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import contextlib
 import fnmatch
+import itertools
+import os
 import re
 import subprocess
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,13 +61,19 @@ def strays(canaries: Iterable[str], state: State) -> set[str]:
 def watched() -> Iterator[set[bytes]]:
     """Look at the process list again and again meanwhile; gives every command line that was there."""
     seen: set[bytes] = set()
+    looks: Counter[str] = Counter()
     over = threading.Event()
 
     def look() -> None:
-        while not over.wait(0.005):
-            for path in Path("/proc").glob("[0-9]*/cmdline"):
-                with contextlib.suppress(OSError):  # it ended
-                    seen.add(path.read_bytes())
+        for turn in itertools.count():
+            if over.wait(0.005):
+                return
+            for process in (entry.name for entry in os.scandir("/proc") if entry.name.isdigit()):
+                # A process becomes another program soon after its start or hardly ever.
+                if looks[process] < 20 or turn % 40 == 0:
+                    looks[process] += 1
+                    with contextlib.suppress(OSError):  # it ended
+                        seen.add(Path(f"/proc/{process}/cmdline").read_bytes())
 
     looking = threading.Thread(target=look)
     looking.start()

@@ -27,7 +27,7 @@ from tests.compose.fixtures import (  # noqa: F401  those of pytest-docker, with
     docker_compose_file,
     docker_compose_project_name,
     docker_setup,
-    pytest_collection_modifyitems,
+    skip_what_is_not_given,
 )
 from tests.guide import Guide, Site, instances
 from tests.reporting import pytest_runtest_makereport  # noqa: F401  a hook of pytest
@@ -41,6 +41,17 @@ from tests.stamping import (  # noqa: F401  hooks of pytest
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+LONGEST = ["test_guide", "test_compose", "test_database", "test_sso", "test_eos", "test_site", "test_deploy", "test_newcomer", "test_blocks",
+           "test_instances", "test_credentials", "test_volume", "test_adoption", "test_app", "test_cern", "test_builder"]
+"""The files that take longest: begun first, so that the workers end together."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    skip_what_is_not_given(config, items)
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 @dataclass(frozen=True)

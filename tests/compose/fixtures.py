@@ -11,7 +11,7 @@ from stack.compose import engine
 from stack.state import State
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def skip_what_is_not_given(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip the tests on the session's stack that need what a stack of its kind does not give, with the reason."""
     kind = config.getoption("--stack")
     for item in (each for each in items if "stack_state" in getattr(each, "fixturenames", ())):
