@@ -2,16 +2,13 @@
 
 import re
 from collections.abc import Iterator
-from decimal import Decimal
-from functools import partial
 from typing import Annotated
 
-from procedures import app, database, environment, source
+from procedures import app, database, environment, images, quota, source
 from runbook.instance import Instance
 from runbook.observed import Observed
 from runbook.plan import (
     Apply,
-    Condition,
     Confirm,
     Look,
     Manifest,
@@ -26,9 +23,6 @@ from runbook.plan import (
     rolled_out,
 )
 from runbook.step import RUN, step
-
-HELD = "guide/held"
-"""The annotation of the image stream that says who holds an older image on purpose, when and why."""
 
 
 def builds(instance: Instance) -> bool:
@@ -73,7 +67,7 @@ def promote(instance: Instance, observed: Observed) -> Plan:
         return
     theirs = observed.instance(other)
     project, stream = (theirs.project, theirs.app) if theirs else (f"project-of-{other}", name)
-    digest = digest_in(observed.object("Deployment", stream, project), stream) if theirs else ""
+    digest = images.digest_in(observed.object("Deployment", stream, project), stream) if theirs else ""
     yield Require(f"{other} runs an image", "" if digest or observed.empty else f"{other} runs no image that was built",
                   f"deploy it first: `invoke deploy.build --build={other}`")
     # The image stays in the other project's registry, so this project's pods must be let in there.
@@ -83,16 +77,16 @@ def promote(instance: Instance, observed: Observed) -> Plan:
                  "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group",
                                "name": f"system:serviceaccounts:{instance.project}"}]})
     own = observed.object("ImageStream", name)
-    if not holder(own):
-        moves = "" if digest and digest == newest(own) else f"{other} runs {short(digest) or 'another image'}"
-        if moves or not running_pods(instance, observed):
-            yield enough(instance, observed)
+    if not images.holder(own):
+        moves = "" if digest and digest == images.newest(own) else f"{other} runs {images.short(digest) or 'another image'}"
+        if moves or not images.running_pods(instance, observed):
+            yield quota.enough(instance, observed)
         yield from before(instance, observed, moves)
         if moves:
-            yield Patch(Object("ImageStream", name), {"spec": {"tags": tags(own, {
+            yield Patch(Object("ImageStream", name), {"spec": {"tags": images.tags(own, {
                 "kind": "ImageStreamImage", "namespace": project, "name": f"{stream}@{digest or 'DIGEST'}"})}},
                 f"the tag latest is the image that {other} runs")
-        yield WaitFor(Object("Deployment", name), runs(name, digest), seconds=120)
+        yield WaitFor(Object("Deployment", name), images.runs(name, digest), seconds=120)
     yield from served(instance)
 
 
@@ -127,14 +121,14 @@ def build(instance: Instance, observed: Observed, *,
           again: Annotated[bool, "Build even when nothing changed."] = False) -> Plan:
     """Build the app from its branch's newest commit, run it, and look at it."""
     name, other = instance.app, promoted_from(instance)
-    held = holder(observed.object("ImageStream", name))
+    held = images.holder(observed.object("ImageStream", name))
     yield Require("this instance builds its own image", f"it takes the image that {other} runs" if other else "",
                   "`invoke deploy.promote` takes it; `image` below [deploy] in the instance file decides")
     yield Require("no older image is held on purpose", f"it is held: {held}" if held and again else "",
                   f"`invoke deploy.release --build={instance.name}` when its reason is gone")
-    reason = "" if held else "you asked for it again" if again else because(instance, observed)
-    if reason or not running_pods(instance, observed):
-        yield enough(instance, observed)
+    reason = "" if held else "you asked for it again" if again else images.because(instance, observed)
+    if reason or not images.running_pods(instance, observed):
+        yield quota.enough(instance, observed)
     yield from before(instance, observed, reason)
     yield StartBuild(name, name, name, reason)
     yield from served(instance)
@@ -156,7 +150,7 @@ def retire(instance: Instance, observed: Observed) -> Plan:
 def before(instance: Instance, observed: Observed, reason: str) -> Plan:
     """Yield what comes before an app that runs is replaced: the question that the instance's policy asks, and the dump."""
     wanted = instance.deploy
-    if not reason or not running_digest(instance, observed):
+    if not reason or not images.running_digest(instance, observed):
         return  # Nobody is disturbed by a site that is not there yet.
     if said := policy(instance):
         yield Confirm(f"{said}. Deploy now ({reason})?")
@@ -187,46 +181,6 @@ def served(instance: Instance) -> Plan:
         yield Look(instance.url, wanted.proof, what="a page that needs the database")
     if wanted.websocket:
         yield Look(instance.url, wanted.websocket, websocket=True, what="the websocket, through Redis")
-
-
-def digest_in(deployment: Manifest | None, container: str) -> str:
-    """Return the digest of the image that a Deployment's container runs, "" before the first build."""
-    return app.running(deployment, container).partition("@")[2]
-
-
-def running_digest(instance: Instance, observed: Observed) -> str:
-    """Return the digest of the image that the instance runs."""
-    return digest_in(observed.object("Deployment", instance.app), instance.app)
-
-
-def running_pods(instance: Instance, observed: Observed) -> int:
-    """Return how many pods of the app the controller counts."""
-    found: int = ((observed.object("Deployment", instance.app) or {}).get("status") or {}).get("replicas", 0)
-    return found
-
-
-def newest(stream: Manifest | None) -> str:
-    """Return the digest that the tag latest names now, "" when it names none."""
-    return app.latest(stream).rpartition("@")[2]
-
-
-def tags(stream: Manifest | None, wanted: Manifest | None, notes: dict[str, str] | None = None) -> list[Manifest] | None:
-    """Return the stream's own list of tags with latest following an image, or following builds only; None for no list."""
-    others = [tag for tag in ((stream or {}).get("spec") or {}).get("tags") or [] if tag["name"] != "latest"]
-    latest = [{"name": "latest", "from": wanted, "referencePolicy": {"type": "Local"}}
-              | ({"annotations": notes} if notes else {})] if wanted else []
-    return others + latest or None
-
-
-def runs(container: str, digest: str) -> Condition:
-    """Return the condition that a Deployment was given an image."""
-    place = f'.spec.template.spec.containers[?(@.name=="{container}")].image'
-    return Condition(f"given the image {short(digest) or 'DIGEST'}", partial(_given, container, digest), f"jsonpath={{{place}}}")
-
-
-def _given(container: str, digest: str, found: Manifest | None) -> str:
-    now = digest_in(found, container)
-    return "" if now and now == digest else f"its image is {short(now) or 'none'}"
 
 
 # Builds by the clock
@@ -332,7 +286,7 @@ def pinned(instance: Instance, observed: Observed, found: Manifest | None) -> st
     """Return the builder image by its digest; the one that the CronJob has stays while the tag still knows it."""
     pods = ((found or {}).get("spec") or {}).get("jobTemplate", {}).get("spec", {}).get("template", {}).get("spec", {})
     now: str = next((c["image"] for c in pods.get("containers", []) if c["name"] == "start"), "")
-    if now.partition("@")[2] in builder_images(instance, observed):
+    if now.partition("@")[2] in images.builder_images(instance, observed):
         return now
     name, _, tag = instance.source.builder.partition(":")
     stream = observed.object("ImageStream", name, "openshift") or {}
@@ -374,7 +328,7 @@ def resume(instance: Instance, observed: Observed, *,
            once: Annotated[bool, "Suspend the schedule again when it has started one build."] = False) -> Plan:
     """Let the schedule start builds."""
     name = schedule_name(instance)
-    held = holder(observed.object("ImageStream", instance.app))
+    held = images.holder(observed.object("ImageStream", instance.app))
     yield Require("no older image is held on purpose", f"it is held: {held}" if held else "",
                   f"`invoke deploy.release --build={instance.name}` when its reason is gone")
     found = observed.object("CronJob", name)
@@ -429,58 +383,36 @@ def rollback(instance: Instance, observed: Observed, *,
     """Run an older image and hold it until somebody releases it."""
     name = instance.app
     stream = observed.object("ImageStream", name)
-    made = {digest_of(one): one for one in observed.objects("Build", f"buildconfig={name}") if complete(one)}
-    wanted, problem = older(stream, made, to, name)
+    made = images.made(instance, observed)
+    wanted, problem = images.older(stream, made, to, name)
     yield Require("it is said why", "" if why or observed.empty else "why is it held?", 'add --why="…"')
     yield Require("the older image is there", "" if observed.empty else problem,
                   f"`invoke deploy.history --build={instance.name}` lists the images")
-    now = newest(stream)
-    held = holder(stream)
+    now = images.newest(stream)
+    held = images.holder(stream)
     if now and now != wanted:
         between = question(observed, made.get(now), made.get(wanted))
         if between:
             yield Confirm(between)
         if instance.deploy.backup:
-            yield database.dumped(instance, observed, f"before going back to the image {short(wanted)}")
+            yield database.dumped(instance, observed, f"before going back to the image {images.short(wanted)}")
     if observed.object("CronJob", schedule_name(instance)):
         yield Patch(Object("CronJob", schedule_name(instance)), {"spec": {"suspend": True}}, "the schedule starts no build")
     if not (held and now == wanted):
         note = f"by {observed.user() or 'YOU'} since {observed.now() or 'NOW'}: {why or 'WHY'}"
         image = {"kind": "ImageStreamImage", "name": f"{name}@{wanted or 'DIGEST'}"}
         yield Patch(Object("ImageStream", name), {
-            "metadata": {"annotations": {HELD: note}}, "spec": {"tags": tags(stream, image, {HELD: note})}},
+            "metadata": {"annotations": {images.HELD: note}}, "spec": {"tags": images.tags(stream, image, {images.HELD: note})}},
             "the tag latest is the older image, and it is held")
-    yield WaitFor(Object("Deployment", name), runs(name, wanted), seconds=120)
+    yield WaitFor(Object("Deployment", name), images.runs(name, wanted), seconds=120)
     yield WaitFor(Object("Deployment", name), rolled_out, seconds=600)
     if instance.deploy.replicas:
         yield Look(instance.url, "/", what="the home page")
 
 
-def older(stream: Manifest | None, made: dict[str, Manifest], to: str, name: str) -> tuple[str, str]:
-    """Return the digest to go back to and "", or "" and why there is none."""
-    there = list(dict.fromkeys(item["image"] for item in reversed(images(stream))))  # in the order of their making
-    if to:
-        digest, builds = to.removeprefix("sha256:"), (to, f"{name}-{to}")
-        found = [image for image in there if build_name(made.get(image)) in builds
-                 or (len(digest) >= 6 and image.removeprefix("sha256:").startswith(digest))]
-        if len(found) == 1:
-            return found[0], ""
-        known = ", ".join(f"{short(image)} ({build_name(made.get(image)) or 'no build known'})" for image in there)
-        return "", f"there is no image {to!r}; there are {known}" if there else "there is no image at all"
-    now = newest(stream)
-    place = there.index(now) if now in there else 0
-    return (there[place - 1], "") if place else ("", "there is no image older than the one that runs")
-
-
-def images(stream: Manifest | None) -> list[Manifest]:
-    """Return what the tag latest named, the newest first."""
-    return next((tag.get("items") or [] for tag in ((stream or {}).get("status") or {}).get("tags", [])
-                 if tag["tag"] == "latest"), [])
-
-
 def question(observed: Observed, now: Manifest | None, then: Manifest | None) -> str:
     """Return what to ask when migrations lie between two builds or when that cannot be known, "" when none do."""
-    late, early = (observed.source(commit_of(one)) if one and commit_of(one) else None for one in (now, then))
+    late, early = (observed.source(images.commit_of(one)) if one and images.commit_of(one) else None for one in (now, then))
     if late is None or early is None or late.error or early.error:
         why = next((one.error for one in (late, early) if one and one.error), "no build is known for one of the two images")
         return (f"Whether migrations lie between the two images cannot be known: {why}. "
@@ -504,9 +436,9 @@ def question(observed: Observed, now: Manifest | None, then: Manifest | None) ->
 def release(instance: Instance, observed: Observed) -> Plan:
     """Hold an older image no longer."""
     stream = observed.object("ImageStream", instance.app)
-    if holder(stream) or observed.empty:
+    if images.holder(stream) or observed.empty:
         yield Patch(Object("ImageStream", instance.app), {
-            "metadata": {"annotations": {HELD: None}}, "spec": {"tags": tags(stream, None)}}, "no image is held")
+            "metadata": {"annotations": {images.HELD: None}}, "spec": {"tags": images.tags(stream, None)}}, "no image is held")
 
 
 @step(
@@ -520,176 +452,24 @@ def history(instance: Instance, observed: Observed) -> Plan:
     """Show which commit runs, since when, and who deployed it."""
     name = instance.app
     stream = observed.object("ImageStream", name)
-    made = {digest_of(one): one for one in observed.objects("Build", f"buildconfig={name}") if complete(one)}
-    now = running_digest(instance, observed)
+    made = images.made(instance, observed)
+    now = images.running_digest(instance, observed)
     yield Show(("since (UTC)", "image", "commit", "build", "by", ""), tuple(rows(instance, stream, made, now)),
                "nothing was built yet")
 
 
 def rows(instance: Instance, stream: Manifest | None, made: dict[str, Manifest], now: str) -> Iterator[tuple[str, ...]]:
     """Yield a line for each time that the tag was moved."""
-    items, held = images(stream), holder(stream)
+    items, held = images.all_of(stream), images.holder(stream)
     for place, item in enumerate(items):
         digest = item["image"]
         one = made.get(digest)
         moved_back = any(earlier["image"] == digest for earlier in items[place + 1:])
-        project = app_project(item["dockerImageReference"])
-        by = "moved back by hand" if moved_back else triggered(one) if one else \
+        project = images.app_project(item["dockerImageReference"])
+        by = "moved back by hand" if moved_back else images.triggered(one) if one else \
             f"promoted from {project}" if project not in ("", instance.project) else "not known any more"
         mark = "runs" if digest == now and digest not in {i["image"] for i in items[:place]} else ""
         if place == 0 and held:
             mark, by = f"{mark}, held".strip(", "), held
-        yield (item["created"].removesuffix("Z").replace("T", " "), short(digest), commit_of(one)[:8] if one else "",
-               build_name(one), by, mark)
-
-
-def app_project(reference: str) -> str:
-    """Return the project in whose part of the platform's registry an image lies, "" for another registry."""
-    return reference.removeprefix(app.REGISTRY + "/").split("/")[0] if reference.startswith(app.REGISTRY) else ""
-
-
-def triggered(build: Manifest) -> str:
-    """Return who or what started a build."""
-    said: str = next((cause.get("message", "") for cause in build["spec"].get("triggeredBy") or []), "")
-    return said or "not said"
-
-
-def complete(build: Manifest) -> bool:
-    """Return whether a build made an image."""
-    return bool((build.get("status") or {}).get("phase") == "Complete" and digest_of(build))
-
-
-def build_name(build: Manifest | None) -> str:
-    """Return a build's name, "" for none."""
-    name: str = build["metadata"]["name"] if build else ""
-    return name
-
-
-def commit_of(build: Manifest) -> str:
-    """Return the commit that a build was made from."""
-    commit: str = build["spec"].get("revision", {}).get("git", {}).get("commit", "")
-    return commit
-
-
-# The quota
-
-NEEDED = {"requests.cpu": "100m", "cpu": "100m", "pods": "1"}
-"""What the build's pod asks for, and after it one more pod of the app beside the old one."""
-
-
-def enough(instance: Instance, observed: Observed) -> Require:
-    """Require that the project's quota leaves room for a build and for a second pod of the app."""
-    needed = asked_for(instance)
-    lacking = [f"{left(hard, used)} of {key}, and {needed[key]} is needed" for quota in observed.objects("ResourceQuota")
-               for key, hard in ((quota.get("status") or {}).get("hard") or {}).items() if key in needed
-               for used in [quota["status"].get("used", {}).get(key, "0")]
-               if amount(hard) - amount(used) < amount(needed[key])]
-    return Require("the quota leaves room for a build and a pod", f"the quota leaves {'; '.join(lacking)}" if lacking else "",
-                   f"`oc describe quota` shows what is used; {MORE}")
-
-
-MORE = "stop what nobody needs, or ask for more in a Service Now ticket"
-
-
-def asked_for(instance: Instance) -> dict[str, str]:
-    """Return what a build and one more pod of the app ask of a quota, by the quota's own names."""
-    memory = instance.deploy.memory
-    return NEEDED | {"requests.memory": memory, "memory": memory, "limits.memory": "2Gi", "limits.cpu": "1"}
-
-
-def leaves_room(instance: Instance, line: str) -> bool:
-    """Return whether a line of a quota, such as `pods: 3 of 10`, leaves what a deployment asks for, and anything at all."""
-    name, _, rest = line.partition(": ")
-    used, _, hard = rest.partition(" of ")
-    left_over = amount(hard) - amount(used)
-    return left_over > 0 and left_over >= amount(asked_for(instance).get(name, "0"))
-
-
-def left(hard: str, used: str) -> str:
-    """Return what is left of a quota, in the unit in which people read it."""
-    rest = max(amount(hard) - amount(used), Decimal(0))
-    if hard.endswith("i") or used.endswith("i"):
-        return f"{rest / 2**20:.0f}Mi"
-    return f"{rest * 1000:.0f}m" if rest % 1 else f"{rest:.0f}"
-
-
-def amount(quantity: str) -> Decimal:
-    """Return a quantity as Kubernetes writes it (`100m`, `1Gi`, `2`) as a number."""
-    found = re.fullmatch(r"([0-9.]+)(m|[kMGTP]|[KMGTP]i)?", quantity)
-    if not found:
-        return Decimal(0)
-    unit = found[2] or ""
-    place = " KMGTP".index(unit[0].upper()) if unit not in ("", "m") else 0
-    scale = Decimal(1) / 1000 if unit == "m" else Decimal(1024 if unit.endswith("i") else 1000) ** place
-    return Decimal(found[1]) * scale
-
-
-# Why a build is needed
-
-def because(instance: Instance, observed: Observed) -> str:
-    """Return why a build is needed; "" when the running image is the newest commit's with today's settings."""
-    image = app.running(observed.object("Deployment", instance.app), instance.app)
-    digest = image.partition("@")[2]
-    if not digest:
-        return "nothing was built yet"
-    made = next((one for one in observed.objects("Build", f"buildconfig={instance.app}")
-                 if one.get("status", {}).get("phase") == "Complete" and digest_of(one) == digest), None)
-    if made is None:
-        return f"the running image {short(digest)} is from no build that the project still knows"
-    newest = observed.source()
-    commit = made["spec"].get("revision", {}).get("git", {}).get("commit", "")
-    if newest and newest.commit and newest.commit != commit:
-        return f"the branch {instance.source.branch} is at {newest.commit[:8]}, what runs was built from {commit[:8]}"
-    changed = changed_settings(made, observed.object("BuildConfig", instance.app), builder_images(instance, observed))
-    return f"the build settings changed: {', '.join(changed)}" if changed else ""
-
-
-def digest_of(build: Manifest) -> str:
-    """Return the digest of the image that a build made."""
-    digest: str = build["status"].get("output", {}).get("to", {}).get("imageDigest", "")
-    return digest
-
-
-def short(digest: str) -> str:
-    """Return a digest as people quote it."""
-    return digest.removeprefix("sha256:")[:12]
-
-
-def changed_settings(build: Manifest, config: Manifest | None, builders: frozenset[str]) -> list[str]:
-    """Return the names of the settings in which a build differs from today's build config.
-
-    A build keeps the builder image by the digest that the tag meant then. A newer image behind the same tag is no
-    changed setting, so every digest that the tag has had counts as the same: those are `builders`.
-    """
-    then, today = build["spec"], (config or build)["spec"]
-    before, now = flat(then.get("source", {})), flat(today.get("source", {}))
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    old, new = (spec.get("strategy", {}).get("sourceStrategy", {}) for spec in (then, today))
-    if old.get("env", []) != new.get("env", []):
-        changed.append("env")
-    image, tag = (one.get("from", {}).get("name") for one in (old, new))
-    if image != tag and str(image).rpartition("@")[2] not in builders:
-        changed.append("builder image")
-    return changed
-
-
-def flat(node: Manifest, prefix: str = "") -> dict[str, object]:
-    """Return a manifest's leaves by their dotted path; empty values count as absent."""
-    leaves: dict[str, object] = {}
-    for key, value in node.items():
-        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value} if value else {}
-    return leaves
-
-
-def builder_images(instance: Instance, observed: Observed) -> frozenset[str]:
-    """Return the digests of every image that the builder's tag has had."""
-    stream, _, tag = instance.source.builder.partition(":")
-    found = observed.object("ImageStream", stream, "openshift") or {}
-    return frozenset(item["image"] for known in found.get("status", {}).get("tags", [])
-                     if known["tag"] == tag for item in known.get("items") or [])
-
-
-def holder(stream: Manifest | None) -> str:
-    """Return who holds an older image and why, "" when nobody does."""
-    held: str = ((stream or {}).get("metadata", {}).get("annotations") or {}).get(HELD, "")
-    return held
+        yield (item["created"].removesuffix("Z").replace("T", " "), images.short(digest), images.commit_of(one)[:8] if one else "",
+               images.build_name(one), by, mark)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from procedures import database, deploy, sso
+from procedures import database, quota, sso
 from runbook.instance import Instance
 from runbook.observed import Machine, Observed
 from runbook.plan import Ask, LoggedIn, Plan, Require, Show
@@ -85,7 +85,7 @@ def check(instance: Instance, observed: Observed) -> Plan:
          "" if machine.rules is not None else f"`invoke project.request --build={instance.name}`"),
         ("rights", ("all that the steps need" if machine.rules is not None else "known once the project is there")
          if not lacking else f"may not {lacking}", cures.get("you may do what the steps do", "")),
-        *(("quota", line, "" if deploy.leaves_room(instance, line) else deploy.MORE) for line in machine.quota),
+        *(("quota", line, "" if quota.leaves_room(instance, line) else quota.MORE) for line in machine.quota),
         *((f"server-side apply, {kind}", said or "taken", "") for kind, said in machine.applies.items()),
     ))
     yield from held

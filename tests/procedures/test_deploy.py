@@ -2,10 +2,11 @@
 
 import copy
 import dataclasses
+from decimal import Decimal
 
 import pytest
 
-from procedures import app, deploy
+from procedures import app, deploy, images, quota
 from runbook.observed import File, Source
 from runbook.plan import Apply, Confirm, Dump, Look, Object, Patch, Require, Scale, Show, StartBuild, WaitFor
 
@@ -105,7 +106,7 @@ def test_again_builds_though_nothing_changed(running, reason):
 
 def test_a_held_image_is_respected(running, reason, plan, instance, unmet):
     running["source"] = Source("b" * 40)
-    running[Object("ImageStream", NAME)] = {"metadata": {"annotations": {deploy.HELD: "by shifter, because of #12"}}}
+    running[Object("ImageStream", NAME)] = {"metadata": {"annotations": {images.HELD: "by shifter, because of #12"}}}
     assert reason(running) == ""
     assert unmet(plan(deploy.build, instance, running)) == []
     assert unmet(plan(deploy.build, instance, running, again=True)) == ["it is held: by shifter, because of #12"]
@@ -159,7 +160,7 @@ def test_the_database_is_dumped_before_the_build_and_after_the_question(running,
 
 # The quota
 
-def quota(**used):
+def limited(**used):
     hard = {"requests.cpu": "1", "requests.memory": "4Gi", "pods": "10", "count/secrets": "5"}
     named = {key.replace("_", "."): value for key, value in used.items()}
     return {"status": {"hard": hard, "used": {"requests.cpu": "0", "requests.memory": "0", "pods": "0"} | named}}
@@ -173,19 +174,19 @@ def quota(**used):
     ({"requests_cpu": "1", "pods": "10"}, ["the quota leaves 0 of requests.cpu, and 100m is needed; 0 of pods, and 1 is needed"]),
 ])
 def test_a_build_needs_room_in_the_quota(used, said, plan, instance, unmet):
-    known = {Object("ResourceQuota", "*"): [quota(**used)], "source": Source(COMMIT)}
+    known = {Object("ResourceQuota", "*"): [limited(**used)], "source": Source(COMMIT)}
     assert unmet(plan(deploy.build, instance, known)) == said
 
 
 def test_a_full_quota_is_no_matter_when_nothing_is_built(running, plan, instance, unmet):
-    running[Object("ResourceQuota", "*")] = [quota(pods="10")]
+    running[Object("ResourceQuota", "*")] = [limited(pods="10")]
     running[Object("Deployment", NAME)]["status"] = {"replicas": 1}
     assert unmet(plan(deploy.build, instance, running)) == []
 
 
 @pytest.mark.parametrize(("text", "number"), [("100m", "0.1"), ("1", "1"), ("1Gi", "1073741824"), ("1k", "1000"), ("1500M", "1.5e9")])
 def test_amounts_are_read_as_kubernetes_writes_them(text, number):
-    assert deploy.amount(text) == deploy.Decimal(number)
+    assert quota.amount(text) == Decimal(number)
 
 
 # Promotion
@@ -208,7 +209,7 @@ def theirs(instance, running):
 def stream(*digests, held=""):
     items = [{"image": digest, "created": f"2026-01-0{len(digests) - n}T10:00:00Z",
               "dockerImageReference": f"{app.REGISTRY}/dev-certhelper/{NAME}@{digest}"} for n, digest in enumerate(digests)]
-    return {"metadata": {"annotations": {deploy.HELD: held} if held else {}},
+    return {"metadata": {"annotations": {images.HELD: held} if held else {}},
             "status": {"tags": [{"tag": "latest", "items": items}]}}
 
 
@@ -358,7 +359,7 @@ def back(plan, instance, running):
     def gone(**options):
         values = plan(deploy.rollback, instance, running, **options)
         (patch,) = [v for v in values if isinstance(v, Patch) and v.object.kind == "ImageStream"]
-        return (patch.fields["spec"]["tags"][0]["from"]["name"], patch.fields["metadata"]["annotations"][deploy.HELD],
+        return (patch.fields["spec"]["tags"][0]["from"]["name"], patch.fields["metadata"]["annotations"][images.HELD],
                 [v.question for v in values if isinstance(v, Confirm)])
     return gone
 
@@ -407,7 +408,7 @@ def test_release_takes_off_the_mark_and_leaves_other_tags(plan, instance, runnin
     assert plan(deploy.release, instance, running | {Object("ImageStream", NAME): stream("sha256:one")}) == []
     held = stream("sha256:one", held="by me") | {"spec": {"tags": [{"name": "latest"}, {"name": "other"}]}}
     (patch,) = plan(deploy.release, instance, running | {Object("ImageStream", NAME): held})
-    assert patch.fields == {"metadata": {"annotations": {deploy.HELD: None}}, "spec": {"tags": [{"name": "other"}]}}
+    assert patch.fields == {"metadata": {"annotations": {images.HELD: None}}, "spec": {"tags": [{"name": "other"}]}}
 
 
 def test_history_has_a_line_for_each_time_the_tag_was_moved(plan, instance, running):

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from procedures import RUNBOOK, deploy, prerequisites
+from procedures import RUNBOOK, prerequisites, quota
 from runbook.clients.cluster import KINDS
 from runbook.observed import Machine, Rule
 from runbook.plan import Apply, Ask, LoggedIn, Patch, Require, Show
@@ -73,7 +73,7 @@ def test_the_rights_are_those_that_the_plans_of_all_steps_take(plan, instance, w
     ("persistentvolumeclaims: 4 of 4", False), ("persistentvolumeclaims: 3 of 4", True)])
 def test_a_quota_that_leaves_no_room_has_a_cure(plan, instance, line, room):
     table, missing = seen(plan, instance, dataclasses.replace(GOOD, quota=(line,)))
-    assert table["quota"] == (line, "" if room else deploy.MORE)
+    assert table["quota"] == (line, "" if room else quota.MORE)
     assert missing == {}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from procedures import deploy
+from procedures import deploy, images, quota
 from stack import certificates
 from stack.api import ApiError, Manifest, wait_until
 from stack.state import State
@@ -88,7 +88,7 @@ def builds(site: Site) -> list[Manifest]:
 
 
 def digest(site: Site) -> str:
-    return deploy.digest_in(get(site, "Deployment"), site.instance.app)
+    return images.digest_in(get(site, "Deployment"), site.instance.app)
 
 
 def schedule(site: Site) -> Manifest:
@@ -197,9 +197,9 @@ def test_history_says_which_commit_runs_since_when_and_by_whom(deployed: Site) -
     said = deployed("deploy.history").stdout.splitlines()
     first, second = builds(deployed)
     assert len(said) == 4, said
-    for word in (deploy.commit_of(second)[:8], second["metadata"]["name"], "the schedule", "runs"):
+    for word in (images.commit_of(second)[:8], second["metadata"]["name"], "the schedule", "runs"):
         assert word in said[2], said
-    for word in (deploy.commit_of(first)[:8], "shifter, by the guide: nothing was built yet"):
+    for word in (images.commit_of(first)[:8], "shifter, by the guide: nothing was built yet"):
         assert word in said[3], said
 
 
@@ -212,14 +212,14 @@ def test_going_back_needs_a_reason_and_an_image_and_asks_about_migrations(deploy
     asked = deployed("deploy.rollback", "--why=it fails", code=75)
     assert "home/migrations/0002_more.py" in asked.stderr and "--yes" in asked.stderr
     assert digest(deployed) == now
-    assert deploy.HELD not in (get(deployed, "ImageStream")["metadata"].get("annotations") or {})
+    assert images.HELD not in (get(deployed, "ImageStream")["metadata"].get("annotations") or {})
 
 
 def test_an_older_image_is_served_held_and_left_alone_until_it_is_released(deployed: Site) -> None:
     number = len(builds(deployed))
     deployed("deploy.rollback", "--why=it fails", "--yes")
     canary(deployed, "the-first")
-    held = get(deployed, "ImageStream")["metadata"]["annotations"][deploy.HELD]
+    held = get(deployed, "ImageStream")["metadata"]["annotations"][images.HELD]
     assert held.startswith("by shifter since 20") and held.endswith(": it fails")
     # Nothing moves it: not the whole guide, not a build that somebody asks for, not the schedule.
     assert deployed.outcomes("guide.run")["deploy.build"]["state"] == "unchanged"
@@ -300,7 +300,7 @@ def test_a_full_quota_is_said_before_a_build_starts(deployed: Site, full: None) 
 def test_what_the_guide_makes_fits_into_the_quota_with_room_for_a_second_pod(deployed: Site) -> None:
     status = get(deployed, "ResourceQuota", "default")["status"]
     assert status["hard"]["requests.cpu"] == "1"
-    assert deploy.amount("1") - deploy.amount(status["used"]["requests.cpu"]) > deploy.amount("500m")
+    assert quota.amount("1") - quota.amount(status["used"]["requests.cpu"]) > quota.amount("500m")
 
 
 # Promotion
