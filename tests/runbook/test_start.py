@@ -1,10 +1,15 @@
 """The start: what it leaves out is there for whoever asks for it."""
 
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
+from stack.api import wait_until
 from tasks import ns
+
+ROOT = Path(__file__).parents[2]
 
 
 def run(code):
@@ -41,3 +46,40 @@ def test_whoever_reads_only_the_beginning_sees_no_traceback():
         listing.stdout.close()
         assert listing.stderr.read() == b""
     assert listing.returncode == 1
+
+
+PYTHON = """#!/bin/sh
+case "$*" in
+    *"-m venv"*) echo made >> "$0.log"; mkdir -p "$RUNBOOK_VENV/bin"; cp "$0" "$RUNBOOK_VENV/bin/python"
+                 until [ -e "$0.go" ]; do sleep 0.05; done ;;
+    *__main__.py*) echo ran "$@" ;;
+esac
+"""
+
+
+def test_two_at_once_make_one_environment_and_one_that_was_killed_is_made_again(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    environment = os.environ | {"PYTHON": str(python), "RUNBOOK_VENV": str(tmp_path / "venv"), "RUNBOOK_LOCK": "guide"}
+
+    def start():
+        return subprocess.Popen([ROOT / "inv", "--list"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def made():
+        return Path(f"{python}.log").read_text().count("made") if Path(f"{python}.log").exists() else 0
+
+    killed = start()
+    wait_until(lambda: made() == 1, "the first to begin", 30)
+    killed.kill()
+    killed.wait()
+    first = start()
+    wait_until(lambda: made() == 2, "the next to begin anew", 30)
+    second = start()
+    assert f"process {first.pid} is making" in second.stderr.readline()
+    Path(f"{python}.go").touch()
+    for each in (first, second):
+        said, _ = each.communicate(timeout=30)
+        assert (each.returncode, said.split()[0]) == (0, "ran")
+    assert made() == 2
+    assert not (tmp_path / "venv.making").exists()
