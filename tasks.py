@@ -249,11 +249,11 @@ def bench(_c: Context, *, cold: bool = False) -> None:
 
 
 def _workers() -> list[str]:
-    """Return the options for four workers, each with a stack of its own; a file's tests share one, in order.
+    """Return the options for three workers, each with a stack of its own; a file's tests share one, in order.
 
-    The tests wait more than they compute, so a core carries two; a stack takes most of a gigabyte, so there are no more.
+    The tests also wait, so two cores carry three; a fourth would only keep one more stack alive.
     """
-    return ["--numprocesses=4", "--dist=loadfile", "--no-loadscope-reorder"] if (os.cpu_count() or 1) > 1 else []
+    return ["--numprocesses=3", "--dist=loadfile", "--no-loadscope-reorder"] if (os.cpu_count() or 1) > 1 else []
 
 
 def _tell(line: str) -> None:

@@ -129,6 +129,8 @@ def _(action: WaitFor, _difference: Difference, connections: Connections, _manag
 
 ASK_AGAIN = 1.0
 """Seconds between two looks at the pods of a roll-out: its Deployment changes more often than a pod gives up."""
+SETTLED = 10
+"""Seconds by which the router knows of what was there before this run: OpenShift's reloads at most every five."""
 
 
 def watched(condition: Condition, connections: Connections, wanted: Object) -> Condition:
@@ -272,10 +274,12 @@ def _(action: Patch, _difference: Difference, connections: Connections, manager:
 
 
 @carry_out.register
-def _(action: Inside, _difference: Difference, connections: Connections, _manager: str, tell: Tell) -> None:
+def _(action: Inside, difference: Difference, connections: Connections, _manager: str, tell: Tell) -> None:
     tell(action.what)
     if not action.unless and not action.show and not action.input:
-        if note := pods.wait_inside(action, connections):
+        # Where nothing was changed and nothing may be late, the look before says it.
+        known = difference.note if not (action.retry or connections.moved) else ""
+        if note := known or pods.wait_inside(action, connections):
             raise GuideError(f"{action.what}: not so: {note}")
         return
     said = pods.run_inside(action, connections)
@@ -321,14 +325,13 @@ def _(action: Confirm, _difference: Difference, connections: Connections, _manag
 @carry_out.register
 def _(action: Look, _difference: Difference, connections: Connections, _manager: str, tell: Tell) -> None:
     # Rolled out is not yet known to the router: wait for the answer, not for the object.
-    deadline, note = time.monotonic() + 30, ""
-    while time.monotonic() < deadline:
-        note = look(action, connections)
-        if not note:
-            return
+    deadline, pause = time.monotonic() + (30 if connections.moved else SETTLED), 0.2
+    while note := look(action, connections):
+        if time.monotonic() > deadline:
+            raise GuideError(note)
         tell(note)
-        time.sleep(0.2)
-    raise GuideError(note)
+        time.sleep(pause)
+        pause = min(1.5 * pause, 2)
 
 
 @carry_out.register

@@ -79,6 +79,8 @@ class Connections:
     """Prints a table for the reader."""
     command: str = "a command"
     """What is run, for others who find the instance held."""
+    moved: bool = False
+    """Whether this run has changed or waited for something, so that the platform may still be at it."""
     _values: dict[str, Hidden] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -148,6 +150,7 @@ class Connections:
 
     def changed(self) -> None:
         """Say that something was changed: what was observed is asked again."""
+        self.moved = True
         self.observed.forget()
 
     def administrator(self, database: str = "postgres") -> Any:

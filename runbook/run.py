@@ -35,8 +35,6 @@ class Run:
     connections: Connections
     put_off: list[tuple[WaitFor, str]] = field(default_factory=list)
     deferring: bool = False
-    changing: bool = False
-    """Whether something was changed that a wait which was put off may still be about."""
     applied: dict[Object, None] = field(default_factory=dict)
     """What a forced run of the whole guide takes over from others, in order, once every step has set its part."""
 
@@ -77,9 +75,8 @@ class Run:
             except GuideError as error:
                 error.add_note(name)
                 raise
-        if waits and self.changing:  # Other pods run now than were known.
+        if waits and self.connections.moved:  # Other pods run now than were known.
             self.connections.changed()
-            self.changing = False
 
     def _taken(self, wanted: Object) -> None:
         if said := take_over(wanted, self.connections):
@@ -113,7 +110,6 @@ class Run:
         tell(difference.what.partition("\n")[0])
         result = carry_out(action, difference, connections, wanted.manager, tell)
         connections.changed()
-        self.changing = True
         if isinstance(action, WaitFor | Look) or (isinstance(action, Inside) and not action.unless and not action.input):
             return False, result
         detail.append(described(difference))

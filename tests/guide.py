@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 import tomllib
@@ -25,6 +24,7 @@ from runbook.doctor import recognized
 from runbook.instance import Instance, load
 from stack import binaries, commands, gives, postgres
 from stack.api import Manifest
+from tests import ready
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("Secret", "ConfigMap", "Service", "Deployment", "ReplicaSet", "Pod", "PersistentVolumeClaim", "ServiceAccount", "Role",
@@ -45,8 +45,7 @@ class Guide:
 
     def __call__(self, *words: str, code: int | None = 0, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command of the guide and see its exit code."""
-        done = subprocess.run([sys.executable, "-m", "runbook", *words], env=self.environment | environment, cwd="/",
-                              capture_output=True, text=True, timeout=600, check=False, stdin=subprocess.DEVNULL)
+        done = ready.run(words, self.environment | environment, 600)
         assert code is None or done.returncode == code, f"{' '.join(words)} ended with {done.returncode}\n{done.stdout}{done.stderr}"
         assert "Traceback" not in done.stderr, done.stderr
         # Whatever a test provokes, the reader is told what to do next, and the doctor knows it.
@@ -211,7 +210,7 @@ class Site:
 
         def visit() -> None:
             web = self.guide.web()
-            while not over.is_set():
+            while not over.wait(0.05):
                 answers.append(web.request("GET", f"{self.instance.url}{path}")[0])
 
         visitor = threading.Thread(target=visit)

@@ -190,19 +190,9 @@ def test_a_wrong_name_is_one_sentence(site: Site, words: tuple[str, ...], says: 
 
 
 def test_a_restart_makes_fresh_pods_without_a_gap_and_leaves_nothing_to_do(site: Site) -> None:
-    before, answers, stop = pods(site), [], threading.Event()
-
-    def visit() -> None:
-        while not stop.wait(0.1):
-            answers.append(site.guide.web().request("GET", f"{site.instance.url}/")[0])
-
-    visitor = threading.Thread(target=visit)
-    visitor.start()
-    try:
+    before = pods(site)
+    with site.visited() as answers:
         site("app.restart")
-    finally:
-        stop.set()
-        visitor.join()
     live = {pod["metadata"]["name"] for pod in site.guide.stack.api.list("Pod", site.instance.project)
             if pod["metadata"]["labels"].get("app") == site.instance.app and "deletionTimestamp" not in pod["metadata"]}
     assert len(live) == len(before) and not live & before

@@ -1,0 +1,44 @@
+"""The command line in a process that has its libraries loaded already: most of a command's time is their import.
+
+The process is real, has its own environment, folder, output and exit code, and runs all of our code from its first
+line. What it does not show is how a Python starts; tests/runbook/test_start.py, test_newcomer.py and test_blocks.py do.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+PROCESSES = multiprocessing.get_context("forkserver")
+# Others' packages, and of ours what keeps them out: what our modules read of the environment, they read in each command.
+PROCESSES.set_forkserver_preload(["runbook.start", "kubernetes.config", "kubernetes.stream", "psycopg2", "rich.console", "urllib3"])
+
+
+def run(words: tuple[str, ...], environment: Mapping[str, str], seconds: float) -> subprocess.CompletedProcess[str]:
+    """Run a command from the root folder with nothing on its standard input; raises subprocess.TimeoutExpired."""
+    with tempfile.TemporaryDirectory(prefix="command-") as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        process = PROCESSES.Process(target=_command, args=(words, dict(environment), out, err))
+        process.start()
+        process.join(seconds)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            raise subprocess.TimeoutExpired(list(words), seconds, out.read_text(), err.read_text())
+        return subprocess.CompletedProcess(words, process.exitcode or 0, out.read_text(), err.read_text())
+
+
+def _command(words: tuple[str, ...], environment: Mapping[str, str], out: Path, err: Path) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir("/")
+    for path, number in ((out, 1), (err, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), number)
+    sys.argv = ["runbook", *words]
+    runpy.run_module("runbook", run_name="__main__", alter_sys=True)
