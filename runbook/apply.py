@@ -413,8 +413,9 @@ def _release(action: Apply, connections: Connections, manager: str) -> tuple[boo
         return False, f"kept, another made it: {wanted}"
     others = sorted(m.removeprefix("guide/") for m in applied if m.startswith("guide/") and m != manager)
     if others:
+        build = connections.instance.name
         raise GuideError(f"{wanted} still carries what other steps set: {', '.join(others)}",
-                         "undo first: " + ", ".join(f"`invoke {name} --undo`" for name in others))
+                         "undo first: " + ", ".join(f"`invoke {name} --build={build} --undo`" for name in others))
     if action.data and not connections.flags.data:
         return False, f"kept, it holds data: {wanted} (`--data` deletes it too)"
     if wanted.kind == "PersistentVolumeClaim":
