@@ -69,15 +69,17 @@ def test_two_at_once_make_one_environment_and_one_that_was_killed_is_made_again(
     def made():
         return Path(f"{python}.log").read_text().count("made") if Path(f"{python}.log").exists() else 0
 
-    killed = start()
-    wait_until(lambda: made() == 1, "the first to begin", 30)
-    killed.kill()
-    killed.wait()
-    first = start()
-    wait_until(lambda: made() == 2, "the next to begin anew", 30)
-    second = start()
-    assert f"process {first.pid} is making" in second.stderr.readline()
-    Path(f"{python}.go").touch()
+    try:
+        killed = start()
+        wait_until(lambda: made() == 1, "the first to begin", 30)
+        killed.kill()
+        killed.wait()
+        first = start()
+        wait_until(lambda: made() == 2, "the next to begin anew", 30)
+        second = start()
+        assert f"process {first.pid} is making" in second.stderr.readline()
+    finally:
+        Path(f"{python}.go").touch()
     for each in (first, second):
         said, _ = each.communicate(timeout=30)
         assert (each.returncode, said.split()[0]) == (0, "ran")
