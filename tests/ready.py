@@ -6,6 +6,7 @@ line. What it does not show is how a Python starts; tests/runbook/test_start.py,
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import runpy
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from multiprocessing import forkserver
 from pathlib import Path
 
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -22,6 +24,7 @@ PROCESSES.set_forkserver_preload(["runbook.start", "kubernetes.config", "kuberne
 
 def run(words: tuple[str, ...], environment: Mapping[str, str], seconds: float) -> subprocess.CompletedProcess[str]:
     """Run a command from the root folder with nothing on its standard input; raises subprocess.TimeoutExpired."""
+    _start()
     with tempfile.TemporaryDirectory(prefix="command-") as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         process = PROCESSES.Process(target=_command, args=(words, dict(environment), out, err))
@@ -32,6 +35,16 @@ def run(words: tuple[str, ...], environment: Mapping[str, str], seconds: float) 
             process.join()
             raise subprocess.TimeoutExpired(list(words), seconds, out.read_text(), err.read_text())
         return subprocess.CompletedProcess(words, process.exitcode or 0, out.read_text(), err.read_text())
+
+
+@functools.cache
+def _start() -> None:
+    """Start what the commands fork from, with its socket below /tmp: TMPDIR may be long, and the path of a socket may not."""
+    usual, tempfile.tempdir = tempfile.tempdir, "/tmp"
+    try:
+        forkserver.ensure_running()
+    finally:
+        tempfile.tempdir = usual
 
 
 def _command(words: tuple[str, ...], environment: Mapping[str, str], out: Path, err: Path) -> None:

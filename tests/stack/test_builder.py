@@ -269,7 +269,7 @@ def test_a_build_makes_an_image_moves_the_tag_and_the_deployment(project: Projec
     def moved() -> Manifest | None:
         found = project.member.get("Deployment", "app", project.namespace) or {}
         return found if found["spec"]["template"]["spec"]["containers"][0]["image"] == reference else None
-    found = wait_until(moved, "the image trigger", 10)
+    found = wait_until(moved, "the image trigger", 60)
     assert "openshift-controller-manager" in {entry["manager"] for entry in found["metadata"]["managedFields"]}
 
 
@@ -445,7 +445,7 @@ def test_a_builder_image_that_does_not_exist(project: Project, app: Repository) 
 def test_without_the_image_stream_a_build_waits(project: Project, app: Repository) -> None:
     project.config("app", app.uri, output={"to": {"kind": "ImageStreamTag", "name": "elsewhere:latest"}})
     build = project.start("app")
-    wait_until(lambda: project.build("app-1")["status"].get("reason") == "InvalidOutputReference", "the reason", 10)
+    wait_until(lambda: project.build("app-1")["status"].get("reason") == "InvalidOutputReference", "the reason", 60)
     assert "no ImageStream 'elsewhere'" in project.build("app-1")["status"]["message"]
     project.member.create({"apiVersion": "image.openshift.io/v1", "kind": "ImageStream",
                            "metadata": {"name": "elsewhere", "namespace": project.namespace}, "spec": {}})
@@ -532,7 +532,7 @@ def test_a_builder_that_dies_leaves_a_failed_build_and_no_half_image(project: Pr
     status = project.ended(running)["status"]
     assert status["phase"] == "Failed"
     assert "start the build again" in status["message"]
-    wait_until(lambda: not list(state.images.glob(".build-*")), "its folder to be removed", 10)
+    wait_until(lambda: not list(state.images.glob(".build-*")), "its folder to be removed", 60)
     assert project.tag("app") == []
     repository.commit({"quick": ""})
     assert wait_until(lambda: project.completed("app"), "the next build", 60)["metadata"]["name"] == "app-2"
@@ -603,21 +603,21 @@ def test_a_tag_remembers_and_can_be_moved_back_and_to_another_project(project: P
     assert [item["image"] for item in items] == digests[:0:-1]
     assert not project.image(builds[0]).exists(), "an image that no tag remembers was kept"
     assert all(project.image(build).exists() for build in builds[1:])
-    wait_until(lambda: len(project.member.list("Build", project.namespace)) == 3, "the history limit", 10)
+    wait_until(lambda: len(project.member.list("Build", project.namespace)) == 3, "the history limit", 60)
 
     back = digests[-3]
     tag = {"name": "latest", "from": {"kind": "ImageStreamImage", "name": f"app@{back}"}}
     project.member.patch("ImageStream", "app", {"spec": {"tags": [tag]}}, project.namespace)
-    wait_until(lambda: project.tag("app")[0]["image"] == back, "the tag at the older image", 10)
+    wait_until(lambda: project.tag("app")[0]["image"] == back, "the tag at the older image", 60)
     project.member.create({
         "apiVersion": "image.openshift.io/v1", "kind": "ImageStream",
         "metadata": {"name": "promoted", "namespace": project.namespace},
         "spec": {"tags": [{"name": "stable", "from": {"kind": "ImageStreamTag", "name": "app:latest"}},
                           {"name": "foreign", "from": {"kind": "DockerImage", "name": "docker.io/library/httpd:2"}}]}})
-    wait_until(lambda: [item["image"] for item in project.tag("promoted", "stable")] == [back], "the promoted tag", 10)
+    wait_until(lambda: [item["image"] for item in project.tag("promoted", "stable")] == [back], "the promoted tag", 60)
     newer = project.completed("app")["status"]["output"]["to"]["imageDigest"]
     assert project.tag("app")[0]["image"] == newer, "a build moves the tag on after a rollback"
-    wait_until(lambda: project.tag("promoted", "stable")[0]["image"] == newer, "the tag that follows", 10)
+    wait_until(lambda: project.tag("promoted", "stable")[0]["image"] == newer, "the tag that follows", 60)
     stream = project.member.get("ImageStream", "promoted", project.namespace) or {}
     foreign = next(tag for tag in stream["status"]["tags"] if tag["tag"] == "foreign")
     assert "not in the local stack's catalogue" in foreign["conditions"][0]["message"]

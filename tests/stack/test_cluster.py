@@ -276,7 +276,7 @@ def test_a_project_without_a_list_gets_none(admin: Api, project: str) -> None:
         made = server_apply(admin, route(project, host="c.localhost"), dryRun="All")
         return WHITELIST not in made["metadata"].get("annotations", {})
 
-    wait_until(open_route, "the removed default to be seen", 10)
+    wait_until(open_route, "the removed default to be seen", 60)
 
 
 def test_a_route_without_a_host_gets_one(member: Api, project: str) -> None:
@@ -296,7 +296,7 @@ def test_a_reserved_host_is_refused_unless_the_project_is_exempt(admin: Api, mem
             return False
         return True
 
-    wait_until(taken, "the exemption to be seen", 10)
+    wait_until(taken, "the exemption to be seen", 60)
 
 
 def test_a_wrong_route_is_refused(member: Api, project: str) -> None:

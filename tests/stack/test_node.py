@@ -174,7 +174,7 @@ def test_a_new_service_is_known_in_a_running_pod(project: Project) -> None:
     project.pod("early")
     project.running("early")
     project.create("Service", "late", {"ports": [{"port": 1}]})
-    wait_until(lambda: " late " in project.execute("early", "cat", "/etc/hosts"), "the name", 10)
+    wait_until(lambda: " late " in project.execute("early", "cat", "/etc/hosts"), "the name", 60)
 
 
 # Environment and configuration errors.

@@ -229,7 +229,7 @@ class Site:
             connection.close()
             raw.close()
 
-    def answers(self, host: str, status: int, seconds: float = 10) -> str:
+    def answers(self, host: str, status: int, seconds: float = 60) -> str:
         """Wait until the router gives this status for the host; return the text."""
         def asked() -> tuple[str] | None:
             with contextlib.suppress(OSError, http.client.HTTPException):
@@ -305,7 +305,7 @@ def test_a_client_that_is_not_listed_gets_no_answer(site: Site, host: str) -> No
     site.endpoints(18103)
     site.route(host, {"haproxy.router.openshift.io/ip_whitelist": POD_NETWORK})
     with site.upstream(18103):
-        wait_until(site.admitted, "the Route's status", 10)
+        wait_until(site.admitted, "the Route's status", 60)
 
         def dropped() -> bool:
             try:
@@ -315,7 +315,7 @@ def test_a_client_that_is_not_listed_gets_no_answer(site: Site, host: str) -> No
             except ssl.SSLError:  # not known yet: another host's certificate
                 return False
             return False
-        wait_until(dropped, "an empty reply", 10)
+        wait_until(dropped, "an empty reply", 60)
         # From inside, through the bridge's address, the same request is let in.
         curl = ["curl", "-sS", "--cacert", str(site.state.ca), "--interface", NODE_ADDRESS, "--resolve",
                 f"{host}:{site.state.ports.https}:{OUTSIDE_ADDRESS}", site.state.url(host)]
@@ -354,13 +354,13 @@ def test_a_host_belongs_to_the_older_route(site: Site, stack: Any, host: str) ->
             # Timestamps have whole seconds; the younger must be younger by one.
             wait_until(lambda: int(time.time()) > _seconds(created), "the next second", 3)
             other.route(host)
-            claimed = wait_until(other.admitted, "the younger Route's status", 10)
+            claimed = wait_until(other.admitted, "the younger Route's status", 60)
             assert (claimed["status"], claimed["reason"]) == ("False", "HostAlreadyClaimed")
             assert host in claimed["message"]
             assert json.loads(site.answers(host, 200))["name"] == "older"
             site.api.delete("Route", "app", site.namespace)
-            wait_until(lambda: other.admitted()["status"] == "True", "the younger Route to be admitted", 10)
-            wait_until(lambda: json.loads(site.answers(host, 200))["name"] == "younger", "the younger to answer", 10)
+            wait_until(lambda: other.admitted()["status"] == "True", "the younger Route to be admitted", 60)
+            wait_until(lambda: json.loads(site.answers(host, 200))["name"] == "younger", "the younger to answer", 60)
     finally:
         site.api.delete("Namespace", other.namespace)
 
@@ -398,7 +398,7 @@ def test_no_request_fails_while_the_router_changes(site: Site, host: str) -> Non
     over = threading.Event()
 
     def ask() -> None:
-        while not over.is_set():
+        while not over.wait(0.005):
             try:
                 status = site.get(host)[0]
             except (OSError, http.client.HTTPException) as error:
@@ -442,9 +442,9 @@ def test_a_service_answers_at_its_address_while_it_has_endpoints(site: Site) -> 
     assert answered(7), "refused, not silent"
     with site.upstream(18109):
         site.endpoints(18109)
-        wait_until(lambda: answered(0), "the Service to answer", 10)
+        wait_until(lambda: answered(0), "the Service to answer", 60)
     site.endpoints(18109, ready=False)
-    wait_until(lambda: answered(7), "the Service to refuse", 10)
+    wait_until(lambda: answered(7), "the Service to refuse", 60)
 
 
 def test_events_of_a_watch_come_at_once_through_the_front(site: Site) -> None:

@@ -149,7 +149,7 @@ def test_nothing_outlives_the_outer_supervisor(second):
     """The must-fail twin of a clean stop: killed, it can tidy nothing; and the next start finds its way."""
     assert len(processes(second)) > 5
     os.kill(int(second.path("run", "outer.pid").read_text()), signal.SIGKILL)
-    wait_until(lambda: not processes(second), "the end of every process", 10)
+    wait_until(lambda: not processes(second), "the end of every process", 60)
     assert not launch.running(second)
     assert not commands.status(second)["running"]
     assert commands.up(second, silent)["server"] == second.server
@@ -178,7 +178,7 @@ Supervisor(State(Path({str(tmp_path)!r})), "trial").run([service])
             return known
         wait_until(lambda: int(str(seen().get("restarts", 0))) >= 2, "two restarts", 20)
         assert seen()["state"] != "ready"
-        wait_until(lambda: "nothing heard" in str(seen()["detail"]), "the reason", 10)
+        wait_until(lambda: "nothing heard" in str(seen()["detail"]), "the reason", 60)
     finally:
         code.terminate()
         assert code.wait(10) == 0

@@ -25,7 +25,10 @@ def closed(site: Site) -> Iterator[Site]:
 
 def from_outside(site: Site) -> int:
     """Return what a visitor outside CERN gets; 0 for no answer at all."""
-    web = Web(site.guide.stack.state.ca, site.guide.facts["outside_port"])
+    return answered(site, Web(site.guide.stack.state.ca, site.guide.facts["outside_port"]))
+
+
+def answered(site: Site, web: Web) -> int:
     try:
         return web.request("GET", f"{site.instance.url}/")[0]
     except Unreachable:
@@ -108,7 +111,7 @@ def test_a_list_that_nobody_fills_in_again_is_seen_and_put_there(closed: Site) -
         annotate(closed, "Namespace", project, expose.DEFAULT, before)
     closed("expose.close", "--yes")
     assert networks(closed) == before == api.get("Namespace", project)["metadata"]["annotations"][expose.DEFAULT]
-    wait_until(lambda: closed.guide.web().request("GET", f"{closed.instance.url}/")[0] == 200, "an answer inside", 20)
+    wait_until(lambda: answered(closed, closed.guide.web()) == 200, "an answer inside", 20)
     closed("expose.verify")
 
 
