@@ -104,17 +104,20 @@ def filled(template: Manifest, values: dict[str, Any]) -> list[Manifest]:
 def completed(manifest: Manifest, observed: Observed, stream: Manifest | None, wanted: Redis) -> Manifest:
     """Put in the image that the platform's image trigger sets, so that the first pod does not wait for the trigger.
 
-    And a probe without the password on its command line.
+    And a probe without the password on its command line, unless somebody made the server from the template before:
+    to change what is theirs takes `--force`, and nothing is broken.
     And the revision of the Secret: Redis takes its password at its start, so a changed one is another pod.
     """
     template = manifest["spec"]["template"]["metadata"]
     template["annotations"] = template.get("annotations", {}) | {REVISION: Revision((Object("Secret", wanted.name),))}
     found = observed.object("Deployment", manifest["metadata"]["name"])
     container = manifest["spec"]["template"]["spec"]["containers"][0]
-    if asked := container.get("readinessProbe", {}).get("exec"):
-        asked["command"] = ["/bin/sh", "-c", ASKED]
+    there = found["spec"]["template"]["spec"]["containers"][0] if found else {}
+    asked = container.get("readinessProbe", {})
+    if "exec" in asked and there.get("readinessProbe", {}).get("exec") != asked["exec"]:
+        asked["exec"]["command"] = ["/bin/sh", "-c", ASKED]
     if found:
-        container["image"] = found["spec"]["template"]["spec"]["containers"][0]["image"]
+        container["image"] = there["image"]
     else:
         container["image"] = tagged(stream, wanted.version) or f"redis:{wanted.version}"
     return manifest

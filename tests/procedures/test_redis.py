@@ -40,6 +40,14 @@ def test_no_command_line_names_the_password(plan, instance, named):
                                            "exec": {"command": ["/bin/sh", "-c", redis.ASKED]}}
 
 
+def test_a_server_made_from_the_template_keeps_its_probe(plan, instance, named):
+    template = KNOWN[Object("Template", "redis-ephemeral", "openshift")]
+    theirs = next(each for each in template["objects"] if each["kind"] == "Deployment")
+    values = plan(redis.add, instance, KNOWN | {Object("Deployment", "redis"): theirs})
+    (container,) = named(values, "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert container["readinessProbe"] == theirs["spec"]["template"]["spec"]["containers"][0]["readinessProbe"]
+
+
 def test_the_labels_of_the_template_are_kept(plan, instance, named):
     labels = named(plan(redis.add, instance, KNOWN), "Deployment")["metadata"]["labels"]
     assert labels["template"] == "redis-ephemeral-template"
