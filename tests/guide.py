@@ -23,7 +23,7 @@ from runbook.clients.web import Web
 from runbook.doctor import recognized
 from runbook.instance import Instance, load
 from stack import binaries, commands, gives, postgres
-from stack.api import Manifest
+from stack.api import Manifest, wait_until
 from tests import ready
 
 ROOT = Path(__file__).parent.parent
@@ -76,16 +76,22 @@ class Guide:
 
     def writes(self, since: int) -> list[str]:
         """Return the requests of the member since a place of the audit log that stored something."""
-        with self.stack.state.path("logs", "audit.log").open() as log:
-            log.seek(since)
-            events = [json.loads(line) for line in log]
+        events = [json.loads(line) for line in self._audit()[since:].splitlines()]
         return [f"{e['verb']} {e['requestURI']}" for e in events
                 if e["user"]["username"] == "shifter" and e["verb"] in {"create", "update", "patch", "delete", "deletecollection"}
                 and "dryRun=All" not in e["requestURI"] and "/exec" not in e["requestURI"]
                 and "/selfsubject" not in e["requestURI"]]
 
     def audit_end(self) -> int:
-        return self.stack.state.path("logs", "audit.log").stat().st_size
+        return len(self._audit())
+
+    def _audit(self) -> bytes:
+        """Return the audit log, once the API server is not in the middle of a line."""
+        def whole() -> bytes:
+            text: bytes = self.stack.state.path("logs", "audit.log").read_bytes()
+            return text if text.endswith(b"\n") else b""
+
+        return bytes(wait_until(whole, "the end of the audit log's last line", 60))
 
     def database(self, build: str, database: str = "postgres") -> Any:
         """Return a connection as the administrator, with the password that the reader's file holds."""
