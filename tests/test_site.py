@@ -179,20 +179,20 @@ def violations(page, without=()):
 
 @pytest.mark.parametrize(("place", "look"), list(enumerate(LOOKS)), ids=[f"{scheme}-{width}" for scheme, width in LOOKS])
 def test_everybody_can_read_every_page(windows, address, place, look):
-    """Two pages in every look, the others each in one: they have their colours and parts from the same sheets.
+    """The main pages in every look, the others each in one: they have their colours and parts from the same sheets.
 
     The words of code, thousands of them, have their colours looked at on one page; of tabs the last is looked at too,
     the one between is made as its neighbours are.
     """
     page = windows(*look)
-    for stem in ["index", "redis", *[stem for stem in STEMS if stem not in ("index", "redis")][place::len(LOOKS)]]:
+    for stem in [*MAIN, *[stem for stem in STEMS if stem not in MAIN][place::len(LOOKS)]]:
         page.goto(f"{address}/{stem}.html")
         expect(page.locator("html.js")).to_have_count(1)
         unfold(page, ":last-child")
         assert violations(page, without=[] if stem == "redis" else [".highlight"]) == {}, stem
 
 
-@pytest.mark.parametrize("look", LOOKS[:2], ids=["desk", "phone"])
+@pytest.mark.parametrize("look", LOOKS, ids=[f"{scheme}-{width}" for scheme, width in LOOKS])
 def test_the_main_pages_are_pictured_for_a_person_to_look_at(windows, address, look):
     page = windows(*look)
     SHOTS.mkdir(exist_ok=True)
