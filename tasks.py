@@ -204,19 +204,20 @@ def docs_serve(_c: Context, *, address: str = "127.0.0.1:8000") -> None:
     _run([sys.executable, "-m", "mkdocs", "serve", "--no-strict", "--dirty", f"--dev-addr={address}"], MKDOCS)
 
 
+CHECKS = (("ruff", "check", "."), ("mypy",), ("lint-imports", "--no-cache"))
+
+
 @task(auto_shortflags=False)
 def check(_c: Context) -> None:
     """Check the code: ruff, mypy strict, and the walls between the folders.
 
     Example: invoke check
     """
-    bin_folder = Path(sys.executable).parent
-    _run([str(bin_folder / "ruff"), "check", "."])
-    _run([str(bin_folder / "mypy")])
-    _run([str(bin_folder / "lint-imports"), "--no-cache"])
+    for program, *words in CHECKS:
+        _run([str(Path(sys.executable).parent / program), *words])
 
 
-@task(auto_shortflags=False, pre=[check], help={"only": "Only the tests whose names match (pytest's -k).",
+@task(auto_shortflags=False, help={"only": "Only the tests whose names match (pytest's -k).",
                                                 "stack": "embedded, or compose: the guide end to end on containers."})
 def test(_c: Context, *, only: str = "", stack: str = "embedded") -> None:
     """Check everything: code, units, pages, and the guide end to end on the local stack.

@@ -184,16 +184,18 @@ def _last(applied: list[Object], manager: str, connections: Connections) -> str:
 
 def require_needs(wanted: Step, connections: Connections) -> None:
     """Raise Unmet when a step that this one needs is not done, with the command that does them all."""
-    unmet, asked = [], connections.flags
+    unmet, asked = list[tuple[str, str]](), connections.flags
     connections.flags = Flags()  # What this run is asked to renew is no question to the steps before.
     for need in wanted.needs:
         # An app that does not answer is no reason to refuse what may mend it.
-        found = summed([each for each in stand(need, connections).differences if not each.looks])
+        differences = [each for each in stand(need, connections).differences if not each.looks]
+        found = summed(differences)
         if found in (State.MISSING, State.NEW) or (found is State.WAITING and not need.person):
-            unmet.append(need.name)
+            lacks = next(each for each in differences if each.state is not State.DONE)
+            unmet.append((need.name, ": ".join(filter(None, (lacks.what, lacks.note)))))
     connections.flags = asked
     if unmet:
-        raise Unmet(f"{wanted.name} needs {', '.join(unmet)} first",
+        raise Unmet(f"{wanted.name} needs {', '.join(name for name, _ in unmet)} first ({'; '.join(found for _, found in unmet)})",
                     f"`invoke guide.run --build={connections.instance.name} --to={wanted.name}` does them all")
 
 

@@ -42,8 +42,9 @@ def settled(guide: Guide, build: str) -> dict[str, Any]:
     last: list[dict[str, Any]] = []
 
     def still() -> bool:
-        last.append(guide.seen(build))
+        # First who is on his way out: what goes between the two looks would be in the second one's answer.
         going = [pod for pod in guide.stack.api.list("Pod", guide.instance(build).project) if "deletionTimestamp" in pod["metadata"]]
+        last.append(guide.seen(build))
         return not going and len(last) > 1 and last[-1] == last[-2]
 
     wait_until(still, f"{build} to settle", 90, pause=1)

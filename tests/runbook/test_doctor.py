@@ -40,7 +40,7 @@ MESSAGES: dict[str, dict[str, str]] = {
         "error: database.backup: docs/database.md:77: /home/x/backups/dev: No space left on device": "database.backup",
         "error: x: y.md:1: dev is held by x@lxplus:4711 since 13:05:11: deploy.build, last seen 2 s ago": "invoke guide.status",
         "error: another run took dev over while this one gave no sign of life": "invoke guide.status",
-        "error: eos.verify needs eos.mount first\n  next: `invoke guide.run --build=dev --to=eos.verify` does them all":
+        "error: eos.verify needs eos.mount first (PersistentVolumeClaim eos-volume: is not there)\n  next: `invoke guide.run --build=dev --to=eos.verify` does them all":
             "invoke guide.run",
         "every variable that stands on the build config is known here: not so: X stands there and nothing here sets it": "environment.set",
         "the app stays with its database: not so: DJANGO_DATABASE_HOST is a, the instance file wants b": "environment.set",

@@ -57,17 +57,23 @@ esac
 """
 
 
-def test_two_at_once_make_one_environment_and_one_that_was_killed_is_made_again(tmp_path):
-    python = tmp_path / "python"
+def with_python(folder):
+    """Return an environment whose Python makes a .venv as soon as there is `python.go`, and tells what it is asked."""
+    python = folder / "python"
     python.write_text(PYTHON)
     python.chmod(0o755)
-    environment = os.environ | {"PYTHON": str(python), "RUNBOOK_VENV": str(tmp_path / "venv"), "RUNBOOK_LOCK": "guide"}
+    return os.environ | {"PYTHON": str(python), "RUNBOOK_VENV": str(folder / "venv"), "RUNBOOK_LOCK": "guide"}
+
+
+def test_two_at_once_make_one_environment_and_one_that_was_killed_is_made_again(tmp_path):
+    environment = with_python(tmp_path)
 
     def start():
         return subprocess.Popen([ROOT / "inv", "--list"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def made():
-        return Path(f"{python}.log").read_text().count("made") if Path(f"{python}.log").exists() else 0
+        log = tmp_path / "python.log"
+        return log.read_text().count("made") if log.exists() else 0
 
     try:
         killed = start()
@@ -79,9 +85,30 @@ def test_two_at_once_make_one_environment_and_one_that_was_killed_is_made_again(
         second = start()
         assert f"process {first.pid} is making" in second.stderr.readline()
     finally:
-        Path(f"{python}.go").touch()
+        (tmp_path / "python.go").touch()
     for each in (first, second):
         said, _ = each.communicate(timeout=30)
         assert (each.returncode, said.split()[0]) == (0, "ran")
     assert made() == 2
     assert not (tmp_path / "venv.making").exists()
+
+
+def test_whoever_waits_for_the_environment_at_a_terminal_sees_that_it_goes_on(tmp_path):
+    (tmp_path / "venv/lib/python3.11/site-packages/some.dist-info").mkdir(parents=True)
+    terminal, end = os.openpty()
+    with subprocess.Popen([ROOT / "inv", "--list"], env=with_python(tmp_path), stdout=subprocess.PIPE, stderr=end) as making:
+        os.close(end)
+        said = b""
+
+        def sees(word):
+            nonlocal said
+            said += os.read(terminal, 1000)
+            return word in said
+
+        try:
+            wait_until(lambda: sees(b"2 s, 1 packages"), "the seconds to be counted", 30)
+        finally:
+            (tmp_path / "python.go").touch()
+        assert making.stdout.read().split()[0] == b"ran"
+        wait_until(lambda: sees(b"\r\x1b[K"), "the line to be cleared", 30)
+    os.close(terminal)

@@ -227,7 +227,7 @@ def test_unmounting_gives_everything_back_and_keeps_the_files(site: Site) -> Non
     assert state(site) == "missing"
     assert site.outcomes("eos.unmount")["eos.unmount"]["state"] == "unchanged"
     done = site("eos.verify", code=1)
-    assert "eos.verify needs eos.mount first" in done.stderr and "--to=eos.verify" in done.stderr
+    assert "eos.verify needs eos.mount first (PersistentVolumeClaim eos-volume: is not there)" in done.stderr and "--to=eos.verify" in done.stderr
     assert site.outcomes("eos.mount")["eos.mount"]["state"] == "changed"
     wait_until(lambda: page(site)[0] == 200, "the app with EOS", 60)  # rolled out is not yet known to the router
 
