@@ -20,6 +20,12 @@ ROOT = Path(__file__).parent.parent
 class Guide(Program):  # type: ignore[misc]
     """Invoke's program, with tasks listed in the guide's order."""
 
+    def parse_core(self, argv: list[str] | None) -> None:
+        """Parse invoke's own options, and let Python keep the bytecode of our modules, which invoke forbids."""
+        kept = sys.dont_write_bytecode
+        super().parse_core(argv)
+        sys.dont_write_bytecode = kept
+
     def parse_tasks(self) -> None:
         """Parse the tasks and their options. Raises Exit with code 2 and a suggestion for a wrong word."""
         try:

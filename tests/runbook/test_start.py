@@ -33,6 +33,13 @@ def started(*words):
     return subprocess.run([sys.executable, "-m", "runbook", *words], capture_output=True, text=True, check=True).stdout
 
 
+def test_the_bytecode_of_our_modules_is_kept_for_the_next_command(tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    subprocess.run([sys.executable, "-m", "runbook", "--list"], env=environment | {"PYTHONPYCACHEPREFIX": str(tmp_path)},
+                   stdout=subprocess.DEVNULL, check=True)
+    assert list(tmp_path.rglob("procedures/eos.*.pyc"))
+
+
 def test_without_a_task_it_lists_the_tasks_after_two_to_begin_with():
     first, _, rest = started().partition("\n\n")
     assert rest == started("--list")
