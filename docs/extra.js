@@ -1,4 +1,5 @@
-// What the theme does not do: a pasted message that the search understands, ticks that stay, tables for the keyboard.
+// What the theme does not do: a pasted message that the search understands, ticks that stay, tables for the keyboard,
+// options in one piece.
 
 // Colons, quotes and the like are commands of the search; in a pasted message they are only noise.
 // A word of a longer message is meant as it stands ("^1"), the last one may be still being typed.
@@ -40,6 +41,10 @@ addEventListener("DOMContentLoaded", () => {
   }
   document.querySelectorAll("[data-tick]").forEach(remember);
   for (const box of document.querySelectorAll(".md-typeset__scrollwrap, .md-typeset .highlight")) reachable.observe(box);
+  // An option is not torn apart after its dashes: it goes to the next line whole.
+  for (const code of document.querySelectorAll(".md-typeset :not(pre) > code:not(:has(*))")) {
+    code.innerHTML = code.innerHTML.replace(/(?<=^|\s)--\w\S*/g, (option) => `<span class="option">${option}</span>`);
+  }
   // A phone shows a row as a small card; each value then says what it is.
   for (const table of document.querySelectorAll(".md-typeset table")) {
     const names = [...table.querySelectorAll("th")].map((head) => head.textContent);

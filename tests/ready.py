@@ -1,7 +1,7 @@
-"""The command line in a process that has its libraries loaded already: most of a command's time is their import.
+"""The command line in a process that has its modules loaded already: most of a command's time is their import.
 
-The process is real, has its own environment, folder, output and exit code, and runs all of our code from its first
-line. What it does not show is how a Python starts; tests/runbook/test_start.py, test_newcomer.py and test_blocks.py do.
+The process is real, has its own environment, folder, output and exit code, and runs the command from its first word.
+What it does not show is how a Python starts; tests/runbook/test_start.py, test_newcomer.py and test_blocks.py do.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from multiprocessing import forkserver
 from pathlib import Path
 
 PROCESSES = multiprocessing.get_context("forkserver")
-# Others' packages, and of ours what keeps them out: what our modules read of the environment, they read in each command.
-PROCESSES.set_forkserver_preload(["runbook.start", "kubernetes.config", "kubernetes.stream", "psycopg2", "rich.console", "urllib3"])
+# runbook.start keeps out what invoke does not need. tasks.py is not here: it reads the environment when it is imported.
+PROCESSES.set_forkserver_preload(["runbook.start", "kubernetes.config", "kubernetes.stream", "psycopg2", "rich.console", "urllib3",
+                                  "procedures", "runbook.cli", "runbook.run", "stack.commands"])
 
 
 def run(words: tuple[str, ...], environment: Mapping[str, str], seconds: float) -> subprocess.CompletedProcess[str]:

@@ -331,6 +331,32 @@ def test_what_scrolls_can_be_scrolled_with_the_keyboard(windows, address, look):
     assert scrolling(page)
 
 
+def torn(page):
+    """Return the options in the text that a line's end tears apart although they would fit on one."""
+    return page.evaluate("""() => [...document.querySelectorAll("article :not(pre) > code")].flatMap(code => {
+        const words = document.createTreeWalker(code, NodeFilter.SHOW_TEXT), found = [];
+        for (let text; (text = words.nextNode());) {
+            for (const option of text.data.matchAll(/--\\w\\S*/g)) {
+                const range = document.createRange();
+                range.setStart(text, option.index);
+                range.setEnd(text, option.index + option[0].length);
+                const lines = new Set([...range.getClientRects()].map(line => line.top));
+                if (lines.size > 1 && option[0].length < 30) found.push(option[0]);
+            }
+        }
+        return found;
+    })""")
+
+
+def test_an_option_stays_in_one_piece_on_a_phone(windows, address):
+    page = windows("dark", 360)
+    page.goto(f"{address}/troubleshooting.html")
+    expect(page.locator(".option").first).to_be_attached()
+    assert torn(page) == []
+    page.add_style_tag(content=".option { display: inline !important }")
+    assert torn(page)
+
+
 # The reader's choice
 
 
@@ -443,6 +469,8 @@ RESULTS = ".md-search-result__link:visible"
 def searched(page, text):
     """Paste a text into the search, by keyboard, and return where the results lead, best first."""
     page.evaluate("text => navigator.clipboard.writeText(text)", text)
+    # What was found before may still be there: the search says anew how much it found, also when it is as much.
+    page.evaluate("document.querySelector('.md-search-result__meta').textContent = 'Type to start'")
     page.keyboard.press("/")
     page.keyboard.press("Control+a")
     page.keyboard.press("Control+v")
