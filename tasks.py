@@ -201,7 +201,10 @@ def docs_serve(_c: Context, *, address: str = "127.0.0.1:8000") -> None:
 
     Example: invoke docs.serve
     """
-    _run([sys.executable, "-m", "mkdocs", "serve", "--no-strict", "--dirty", f"--dev-addr={address}"], MKDOCS)
+    os.chdir(ROOT)
+    command = [sys.executable, "-m", "mkdocs", "serve", "--no-strict", "--dirty", f"--dev-addr={address}"]
+    # In place of this process: whoever ends the command ends the server.
+    os.execve(sys.executable, command, os.environ | MKDOCS)  # noqa: S606 - by list, as everywhere
 
 
 CHECKS = (("ruff", "check", "."), ("mypy",), ("lint-imports", "--no-cache"))

@@ -124,8 +124,9 @@ def build(instance: Instance, observed: Observed, *,
     held = images.holder(observed.object("ImageStream", name))
     yield Require("this instance builds its own image", f"it takes the image that {other} runs" if other else "",
                   "`invoke deploy.promote` takes it; `image` below [deploy] in the instance file decides")
-    yield Require("no older image is held on purpose", f"it is held: {held}" if held and again else "",
-                  f"`invoke deploy.release --build={instance.name}` when its reason is gone")
+    release = f"`invoke deploy.release --build={instance.name}` when its reason is gone"
+    yield Require("no older image is held on purpose", f"it is held: {held}" if held and again else "", release,
+                  aside=f"an older image is held, so nothing newer is built: {held}; {release}" if held else "")
     reason = "" if held else "you asked for it again" if again else images.because(instance, observed)
     if reason or not images.running_pods(instance, observed):
         yield quota.enough(instance, observed)
@@ -426,7 +427,7 @@ def question(observed: Observed, now: Manifest | None, then: Manifest | None) ->
 @step(
     needs=(app.create,),
     operation=True,
-    see="`deploy.history` holds nothing any more; `deploy.build` builds what is newest.",
+    see="`deploy.history` holds nothing any more.",
     back="`deploy.rollback` holds an older image again.",
     otherwise=(("The older image still runs.", "That is right: the next `deploy.build` or `guide.run` replaces it."),),
     unconfirmed="That the tag keeps its image when its entry in the spec is taken out: "
@@ -466,7 +467,7 @@ def rows(instance: Instance, stream: Manifest | None, made: dict[str, Manifest],
         one = made.get(digest)
         moved_back = any(earlier["image"] == digest for earlier in items[place + 1:])
         project = images.app_project(item["dockerImageReference"])
-        by = "moved back by hand" if moved_back else images.triggered(one) if one else \
+        by = "moved back" if moved_back else images.triggered(one) if one else \
             f"promoted from {project}" if project not in ("", instance.project) else "not known any more"
         mark = "runs" if digest == now and digest not in {i["image"] for i in items[:place]} else ""
         if place == 0 and held:

@@ -202,8 +202,6 @@ def _(action: Ask, _difference: Difference, connections: Connections, _manager: 
 
 def _ask(action: Ask, connections: Connections) -> None:
     """Say to a person what to do, and go on when somebody is at the terminal to do it."""
-    if isinstance(action.until, Admitted) and not admission.tried(action.until, connections):
-        return  # Only trying tells, so it is tried before anybody is asked.
     lines = [action.deed, f"  where: {action.where}", *(f"  {key}: {value}" for key, value in action.values.items() if value)]
     if not sys.stdin.isatty():
         raise WaitingForPerson("a person has to act:\n" + "\n".join(lines), f"when it is done: `{connections.resume}`")
@@ -286,7 +284,8 @@ def _(action: Inside, difference: Difference, connections: Connections, _manager
     if action.show:
         connections.say(said.rstrip("\n"))
     if action.unless and (note := pods.look_inside(action, connections)):
-        raise GuideError(f"the command had no effect: {action.what}: {note}", "`invoke app.logs` shows the app's log")
+        raise GuideError(f"the command had no effect: {action.what}: {note}",
+                         f"`invoke app.logs --build={connections.instance.name}` shows the app's log")
 
 
 @carry_out.register

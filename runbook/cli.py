@@ -193,7 +193,7 @@ def _guide_run(runbook: Runbook, connections: Connections, given: Mapping[str, A
     report.begin("guide.run")
     run.finish(report.tell)
     if connections.target.ca:
-        report.line(f'\ncertificate by the local CA {connections.target.ca}; curl knows it after: eval "$(invoke stack.env)"')
+        report.line(f'\ncertificate by the local CA {connections.target.ca}; curl knows it after: eval "$(./inv stack.env)"')
     report.line(f"\n{connections.instance.url}/")
 
 
@@ -262,18 +262,25 @@ def _guide_undo(runbook: Runbook, connections: Connections, given: Mapping[str, 
 
 def _guide_doctor(runbook: Runbook, connections: Connections, _given: Mapping[str, Any], report: Report) -> None:
     from runbook import doctor
+    from runbook.run import stand
 
-    ill = [standing for standing in doctor.looked_at(runbook, connections) if standing.state not in ("done", "not wanted")]
+    project = stand(runbook.standing[0], connections)
+    # Without a project all that follows from it would be said too, and hide that nothing is there yet.
+    begun = project.state not in ("missing", "new", "waiting")
+    ill = [standing for standing in doctor.looked_at(runbook, connections) if standing.state not in ("done", "not wanted")] \
+        if begun else [project]
     for standing in ill:
         report.standing(standing, full=True)
     evidence = [doctor.Evidence(standing.name, f"{difference.what}: {difference.note}")
                 for standing in ill for difference in standing.differences if difference.state != "done"]
-    found = doctor.diagnoses(runbook, [*doctor.evidence(connections), *evidence])
+    found = doctor.diagnoses(runbook, [*(doctor.evidence(connections) if begun else ()), *evidence])
     for one in found:
         report.diagnosis(one.symptom, connections.instance, one.evidence.origin)
     command = doctor.helps((standing for standing in ill if not runbook.find(standing.name).operation), connections.instance)
     said = any(one.symptom.command.startswith("invoke guide.run") for one in found)
-    if command.startswith("invoke guide.run") and not said:
+    if not begun:
+        report.next(f"invoke guide.run --build={connections.instance.name}")
+    elif command.startswith("invoke guide.run") and not said:
         report.next(command)
     if not ill and not found:
         report.line("nothing is wrong that the guide knows of")

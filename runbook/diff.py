@@ -356,8 +356,9 @@ def _(action: Write, _connections: Connections, _manager: str) -> Difference:
 @compare.register
 def _(action: Require, _connections: Connections, _manager: str) -> Difference:
     # What must hold stands first: without these words it would read as what was found.
-    note = f"not so: {action.found}" if action.found else ""
-    return Difference(State.DRIFTED if note else State.DONE, action.what, note=note, cure=action.cure)
+    if action.found:
+        return Difference(State.DRIFTED, action.what, note=f"not so: {action.found}", cure=action.cure)
+    return Difference(State.DONE, action.what, note=action.aside)
 
 
 def wire(action: Apply, connections: Connections, manager: str, *, make: bool) -> tuple[Manifest, list[str]]:

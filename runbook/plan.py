@@ -276,6 +276,8 @@ class Require:
     what: str
     found: str
     cure: str
+    aside: str = ""
+    """What a reader should know although it holds."""
 
 
 @dataclass(frozen=True)

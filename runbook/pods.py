@@ -68,8 +68,12 @@ def ready(connections: Connections, deployment: str, container: str, *, running:
 def _required(connections: Connections, deployment: str, container: str) -> str:
     pod = ready(connections, deployment, container)
     if not pod:
-        raise GuideError(f"no pod of {deployment} is ready", "`invoke guide.status` says what is missing")
+        raise GuideError(f"no pod of {deployment} is ready", _missing(connections))
     return pod
+
+
+def _missing(connections: Connections) -> str:
+    return f"`invoke guide.status --build={connections.instance.name}` says what is missing"
 
 
 def look_inside(action: Inside, connections: Connections, *, known: bool = False) -> str:
@@ -97,7 +101,7 @@ def run_inside(action: Inside, connections: Connections) -> str:
     code, said = connections.cluster.execute(pod, action.container, action.command, action.seconds, line)
     if code:
         raise GuideError(f"{action.what}: not so: {last_line(said) or f'exit status {code}'}",
-                         f"pod {pod} printed the reason; `invoke app.logs` shows the app's own log")
+                         f"the pod says why; `invoke app.logs --build={connections.instance.name}` shows the app's own log")
     return said
 
 
@@ -110,7 +114,7 @@ def print_log(action: Log, connections: Connections) -> None:
     """Print the log of the newest pods, each line after its pod's name when there is more than one."""
     pods = [pod["metadata"]["name"] for pod in newest(connections, action.deployment)]
     if not pods:
-        raise GuideError(f"{action.deployment} has no pod", "`invoke guide.status` says what is missing")
+        raise GuideError(f"{action.deployment} has no pod", _missing(connections))
     query = {"container": action.container, "tailLines": str(action.lines)}
     query |= {"previous": "true"} if action.previous else {}
     if action.follow:

@@ -96,7 +96,7 @@ class Report:
     def standing(self, standing: Standing, *, full: bool = False) -> None:
         """Say how a step stands; with `full` every field that differs."""
         self.quiet()
-        differences = [d for d in standing.differences if d.state != "done"]
+        differences = [d for d in standing.differences if d.state != "done" or d.note]
         if self.as_json:
             build = {"build": self._build} if self._build else {}
             self._print(json.dumps({**build, "step": standing.name, "state": standing.state, "since": standing.since,
@@ -109,7 +109,8 @@ class Report:
 
     def _difference(self, difference: Difference, *, full: bool) -> None:
         note = f": {difference.note}" if difference.note else ""
-        self._print(f"           {difference.what.partition(chr(10))[0]}{note}")
+        said = f"{difference.what.partition(chr(10))[0]}{note}" if difference.state != "done" else difference.note
+        self._print(f"           {said}")
         fields = difference.fields if full else difference.fields[:3]
         for field in fields:
             who = f"   ({field.manager})" if field.manager else ""

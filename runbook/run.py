@@ -8,11 +8,30 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runbook import backup  # noqa: F401  registers how a dump is made and put back
+from runbook.admission import admitted
 from runbook.apply import Tell, carry_out, take_over, undo
 from runbook.connections import Connections, Flags
 from runbook.diff import Difference, Standing, State, compare, refusal, summed
 from runbook.errors import Conflict, GuideError, Unknown, Unmet
-from runbook.plan import MANAGED_BY, Action, Apply, Confirm, Execute, Inside, Log, Look, Object, Shell, Show, StartBuild, WaitFor
+from runbook.plan import (
+    MANAGED_BY,
+    Action,
+    Admitted,
+    Apply,
+    Ask,
+    Confirm,
+    Execute,
+    Inside,
+    Log,
+    Look,
+    Object,
+    Patch,
+    Scale,
+    Shell,
+    Show,
+    StartBuild,
+    WaitFor,
+)
 from runbook.step import Runbook, Step
 
 
@@ -96,6 +115,7 @@ class Run:
             return False, carry_out(action, Difference(State.DONE, ""), connections, wanted.manager, tell)
         difference = compare(action, connections, wanted.manager)
         if difference.state is State.DONE:
+            detail += [difference.note] if difference.note else []
             return False, None
         if difference.state is State.UNKNOWN:
             raise Unknown(difference.note, difference.cure)
@@ -108,6 +128,8 @@ class Run:
             self.finish(tell)
             self._wait(action.after, tell)
         tell(difference.what.partition("\n")[0])
+        if isinstance(action, Ask) and isinstance(action.until, Admitted) and admitted(action.until, connections):
+            return False, None
         result = carry_out(action, difference, connections, wanted.manager, tell)
         connections.changed()
         if isinstance(action, WaitFor | Look) or (isinstance(action, Inside) and not action.unless and not action.input):
@@ -199,6 +221,16 @@ def require_needs(wanted: Step, connections: Connections) -> None:
                     f"`invoke guide.run --build={connections.instance.name} --to={wanted.name}` does them all")
 
 
+def _taken_back(action: Action) -> str:
+    """Return one line that says what was taken back."""
+    if isinstance(action, Execute):
+        return action.undo
+    if isinstance(action, Scale):
+        return f"Deployment {action.deployment}: spec.replicas: 0"
+    named = action.object if isinstance(action, Apply | Patch) else type(action).__name__
+    return f"{named}: what this step set is taken back"
+
+
 def take_back(wanted: Step, connections: Connections, called: str = "") -> Outcome:
     """Undo a step: its values in reverse order. The outcome has the name by which it was called."""
     started, detail, changed = time.monotonic(), list[str](), False
@@ -212,6 +244,7 @@ def take_back(wanted: Step, connections: Connections, called: str = "") -> Outco
         if did:
             connections.changed()
             changed = True
+            detail.append(_taken_back(action))
         if kept:
             detail.append(kept)
     return Outcome(called or wanted.name, "changed" if changed else "unchanged", time.monotonic() - started, detail)

@@ -152,7 +152,7 @@ WORDS = {
     "person": "**A person's step**: at CERN you do it; the tests had a stand-in do it",
     "failed": "**Failed** when it was tested last",
     "stale": "**Stale**: changed since it was tested",
-    UNPROVED: "**Not verified in this build** of the site",
+    UNPROVED: "**Not verified in this build** of the site: `invoke test` was not run before it",
 }
 """How the page says each word."""
 

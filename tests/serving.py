@@ -57,12 +57,12 @@ def served(folder: Path) -> Iterator[Served]:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     run = f"import tasks; from invoke import Context; tasks.docs_serve.body(Context(), address={address!r})"
     with (folder / "serve.log").open("w") as log:
-        server = subprocess.Popen([sys.executable, "-c", run], cwd=folder, stdout=log, stderr=log, process_group=0,
+        server = subprocess.Popen([sys.executable, "-c", run], cwd=folder, stdout=log, stderr=log,
                                   env=os.environ | {"PYTHONPATH": str(folder)})
     try:
         found = Served(folder, address)
         found.wait("index.html", "</html>")
         yield found
     finally:
-        os.killpg(server.pid, 15)
+        server.terminate()
         server.wait(30)

@@ -395,7 +395,8 @@ def test_what_no_step_names_any_more_is_an_orphan(deployed: Guide, tmp_path: Pat
     deployed("redis.add", "--build=dev", RUNBOOK_INSTANCES=folder)
     said = deployed("guide.status", "--build=dev", code=3).stdout
     assert re.findall(r"(\w+) redis2: no step names it", said) == ["Deployment", "Secret", "Service"]
-    deployed("redis.add", "--build=dev", "--undo", RUNBOOK_INSTANCES=folder)
+    undone = deployed("redis.add", "--build=dev", "--undo", RUNBOOK_INSTANCES=folder)
+    assert "Deployment redis2: what this step set is taken back" in undone.stdout
     deployed("guide.status", "--build=dev")
 
 

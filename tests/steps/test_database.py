@@ -233,6 +233,9 @@ def without_the_pods_line(site: Site) -> Iterator[None]:
         write(before)
 
 
+NOT_TRIED = "not tried, as no pod of the app runs; it may be done already"
+
+
 def database_answers(site: Site) -> int:
     return site.guide.web().request("GET", f"{site.instance.url}/database/")[0]
 
@@ -253,10 +256,21 @@ def test_an_address_that_is_not_listed_is_named_by_the_server_and_cured_by_the_s
         assert found["state"] != "done"
         # The app's pod says it itself, as long as it is ready; later its log does, where the doctor finds it.
         words = r'no pg_hba.conf entry for host "[\d.]+", user "\w+", database "\w+", SSL encryption'
-        assert re.fullmatch(f"{words}|not tried: no pod of the app runs yet", note), note
+        assert re.fullmatch(f"{words}|{NOT_TRIED}", note), note
         known = doctors(site, "SSL encryption")
         assert known["command"] == f"invoke database.access --build={site.name}" and "is not listed" in known["cause"]
         assert site.outcomes("database.access")["database.access"]["state"] == "changed"
+    all_is_well(site)
+
+
+def test_an_app_without_a_pod_makes_nobody_add_the_line_again(site: Site) -> None:
+    api, project = site.guide.stack.api, site.instance.project
+    api.patch("Deployment", site.instance.app, {"spec": {"replicas": 0}}, project)
+    wait_until(lambda: not api.list("Pod", project, labelSelector=f"app={site.instance.app}"), "the pods to go", 60)
+    (detail,) = site.outcomes("guide.status", code=3)["database.access"]["detail"]
+    assert detail["note"] == NOT_TRIED
+    assert site.outcomes("database.access")["database.access"]["state"] == "unchanged"
+    site("guide.run")
     all_is_well(site)
 
 

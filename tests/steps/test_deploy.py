@@ -223,6 +223,8 @@ def test_an_older_image_is_served_held_and_left_alone_until_it_is_released(deplo
     assert held.startswith("by shifter since 20") and held.endswith(": it fails")
     # Nothing moves it: not the whole guide, not a build that somebody asks for, not the schedule.
     assert deployed.outcomes("guide.run")["deploy.build"]["state"] == "unchanged"
+    for said in (deployed("deploy.build").stdout, deployed("guide.status").stdout):
+        assert "an older image is held, so nothing newer is built: by shifter" in said and "`invoke deploy.release" in said
     assert "it is held: by shifter" in deployed("deploy.build", "--again", code=1).stderr
     assert "it is held: by shifter" in deployed("deploy.resume", "--once", code=1).stderr
     assert schedule(deployed)["spec"]["suspend"] is True

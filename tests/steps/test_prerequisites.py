@@ -43,6 +43,12 @@ def test_before_any_project_it_works_and_changes_nothing(fresh: Site) -> None:
     fresh("prerequisites.login")
 
 
+def test_of_what_was_never_begun_the_doctor_says_only_that(fresh: Site) -> None:
+    said = [json.loads(line) for line in fresh("guide.doctor", "--json", code=3).stdout.splitlines()]
+    assert [one["step"] for one in said if "state" in one] == ["project.request"]
+    assert f"next: invoke guide.run --build={fresh.name}" in fresh("guide.doctor", code=3).stdout
+
+
 def test_with_a_project_it_tells_rights_and_server_side_apply(site: Site) -> None:
     place = site.guide.audit_end()
     rows = table(site("prerequisites.check", "--json"))
