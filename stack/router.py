@@ -78,10 +78,12 @@ def run(state: State, stop: threading.Event) -> None:
         verdicts = admit(routes)
         served = [route for route in routes if verdicts[route["metadata"]["uid"]].admitted]
         text = haproxy.render(frame, webs(state, served, slices), addresses(services, slices))
-        if text != loaded and load(state, text, sockets):
-            loaded = text
+        taken = text == loaded
+        if not taken and load(state, text, sockets):
+            loaded, taken = text, True
             stop.wait(BETWEEN)
-        if not _write_status(api, routes, verdicts):
+        # What was refused is tried again: the reason (no memory, a file that was not there yet) may be gone by itself.
+        if not (_write_status(api, routes, verdicts) and taken):
             stop.wait(1)
             changed.set()
 

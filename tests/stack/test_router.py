@@ -516,3 +516,26 @@ def test_a_configuration_that_haproxy_refuses_is_not_taken_over(stack: Any, capf
     assert not router.load(stack.state, before + "\nnonsense here\n", {})
     assert stack.state.path("run", "haproxy.cfg").read_text() == before
     assert "HAProxy refuses the configuration" in capfd.readouterr().err
+
+
+def test_what_was_refused_is_tried_again_by_itself(site: Site) -> None:
+    hosts = [f"refused-{number}-{site.namespace}.localhost" for number in (1, 2)]
+    site.service()
+    site.route(hosts[0], name="first")
+    site.answers(hosts[0], 503)
+    certificate = site.state.path("pki", f"route-{hosts[0]}.pem")
+    certificate.write_text("no certificate")
+    site.route(hosts[1], name="second")
+    refused = site.state.path("run", "haproxy.next.cfg")
+    wait_until(lambda: refused.exists() and hosts[1] in refused.read_text(), "the configuration to be refused", 60)
+    assert hosts[1] not in site.state.path("run", "haproxy.cfg").read_text()
+    times: set[int] = set()  # the Route itself and its status make it look twice
+
+    def tried() -> bool:
+        times.add(refused.stat().st_mtime_ns)
+        return len(times) > 4
+
+    wait_until(tried, "it to be tried again", 60)
+    for file in (certificate, certificate.with_suffix(".json")):  # it is made anew
+        file.unlink()
+    site.answers(hosts[1], 503)
