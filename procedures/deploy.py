@@ -429,7 +429,8 @@ def question(observed: Observed, now: Manifest | None, then: Manifest | None) ->
     operation=True,
     see="`deploy.history` holds nothing any more.",
     back="`deploy.rollback` holds an older image again.",
-    otherwise=(("The older image still runs.", "That is right: the next `deploy.build` or `guide.run` replaces it."),),
+    otherwise=(("The older image still runs.", "That is right: the next `deploy.build` or `guide.run` replaces it when the branch "
+                "has another commit, and `deploy.build --again` in any case."),),
     unconfirmed="That the tag keeps its image when its entry in the spec is taken out: "
                 "`oc get is NAME -o yaml` before and after `oc patch is NAME --type=merge -p '{\"spec\":{\"tags\":null}}'` "
                 "would tell.",
