@@ -5,8 +5,11 @@ import sys
 from pathlib import Path
 
 import mkdocs_gen_files
+from pygments.token import STANDARD_TYPES, Whitespace
 
 ROOT = Path(__file__).parent.parent
+# A space has no colour: without a part of its own for each, the pages have a fifth fewer parts to load on a phone.
+STANDARD_TYPES[Whitespace] = ""
 # `docs.serve` runs this file again after a change, in the same process: changed code is then read anew.
 SOURCES = ("procedures", "runbook", "stack", "tasks")
 files = [ROOT / "tasks.py", *(path for name in SOURCES for path in (ROOT / name).rglob("*.py"))]

@@ -216,7 +216,7 @@ class Site:
 
         def visit() -> None:
             web = self.guide.web()
-            while not over.wait(0.05):
+            while not over.wait(0.2):
                 answers.append(web.request("GET", f"{self.instance.url}{path}")[0])
 
         visitor = threading.Thread(target=visit)

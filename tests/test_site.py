@@ -4,12 +4,13 @@ Each check has its twin: a page that is broken on purpose, on which the same che
 the main pages go into `screenshots/`, for a person to look at.
 """
 
+import json
 import re
+import shutil
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
-from axe_playwright_python.base import AXE_SCRIPT
 from markdown import markdown
 from playwright.sync_api import expect
 
@@ -17,6 +18,7 @@ import tasks
 from procedures import RUNBOOK
 from runbook import pages, shell
 from runbook.markdown import command
+from tests import axe
 from tests.browser import visitor as visiting
 from tests.site import DOCS, ROOT, published
 
@@ -24,7 +26,6 @@ STEMS = sorted(path.stem for path in DOCS.glob("*.md"))
 MAIN = ["index", "project", "redis", "troubleshooting", "cheatsheet", "differs"]
 LOOKS = [("light", 1400), ("dark", 360), ("dark", 1400), ("light", 360)]
 SHOTS = ROOT / "screenshots"
-WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 A4 = {"width": 703, "height": 1032}
 """The pixels of a sheet within its margins."""
 
@@ -36,14 +37,15 @@ def address(built_site):
 
 
 @pytest.fixture(scope="module")
-def windows(browser):
-    """Gives a page in a window of a scheme and a width, one for all tests; nothing is remembered in it."""
+def windows(browser, built_site):
+    """Gives a page in a window of a scheme and a width, one for all tests; nothing is remembered in it, and nothing is searched."""
     opened = {}
 
     def window(scheme="light", width=1400):
         if (scheme, width) not in opened:
             context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800})
             context.set_default_timeout(20_000)
+            unsearched(context, built_site)
             opened[scheme, width] = context.new_page()
         return opened[scheme, width]
 
@@ -66,28 +68,42 @@ def expanded():
     return {name.removesuffix(".md"): text for name, text in tasks.site_pages().items()}
 
 
+def unsearched(window, site):
+    """Give the pages of a window an empty index: the theme reads the whole one into memory on every page, for a second."""
+    index = json.loads((site / "search" / "search_index.json").read_text()) | {"docs": []}
+    window.route("**/search/search_index.json", lambda route: route.fulfill(json=index))
+
+
 def unfold(page, tabs=""):
     """Show all that a page has: what is folded, and every tab, or those that a selector chooses."""
-    page.evaluate("document.querySelectorAll('details').forEach(box => box.open = true)")
-    page.add_style_tag(content=f".md-typeset .tabbed-block{tabs} {{ display: block !important }}")
+    page.evaluate("""tabs => {
+        document.querySelectorAll("details").forEach(box => box.open = true);
+        const style = document.querySelector("#unfolded") ?? document.head.appendChild(document.createElement("style"));
+        style.id = "unfolded";
+        style.textContent = `.md-typeset .tabbed-block${tabs} { display: block !important }`;
+    }""", tabs)
 
 
-# Every page, visited once for each width
+# Every page: bright on a desk and then on a phone; the main ones and half of the others dark too
 
 
 @dataclass
 class Visit:
     """What a page did to the browser, and where it leads."""
 
-    too_wide: int
     links: list[str]
     names: set[str]
     """What a link may lead to on it."""
     asked: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
+    too_wide: dict[int, int] = field(default_factory=dict)
+    """By the width of the window: how many pixels are outside."""
+    wrong: dict[tuple[str, int], dict] = field(default_factory=dict)
+    """By the look: what is against WCAG A or AA."""
 
 
-def visit(page, url):
+def visit(page, url, shot=None):
+    """Load a page and show all of it; a picture of it goes into a file before that."""
     asked, said = [], []
 
     def hear(message):
@@ -104,20 +120,61 @@ def visit(page, url):
     for name, handler in handlers.items():
         page.on(name, handler)
     page.goto(url)
+    if shot:
+        expect(page.locator("html.js")).to_have_count(1)
+        page.screenshot(path=shot, full_page=True)
     unfold(page)
     found = Visit(**page.evaluate("""() => ({
-        too_wide: document.documentElement.scrollWidth - innerWidth,
         links: [...document.querySelectorAll("a[href]")].map(link => link.href instanceof SVGAnimatedString
             ? new URL(link.href.baseVal, document.baseURI).href : link.href),
         names: [...document.querySelectorAll("[id]")].map(one => one.id)})"""), asked=asked, said=said)
+    found.too_wide[page.viewport_size["width"]] = too_wide(page)
     for name, handler in handlers.items():
         page.remove_listener(name, handler)
     return found
 
 
-@pytest.fixture(scope="module", params=[("light", 1400), ("dark", 360)], ids=["desk", "phone"])
-def visits(request, windows, address):
-    return {stem: visit(windows(*request.param), f"{address}/{stem}.html") for stem in STEMS}
+def too_wide(page):
+    """Return by how many pixels a page is wider than its window, once nothing moves any more."""
+    return page.evaluate("""async () => {
+        await Promise.allSettled(document.getAnimations().map(one => one.finished));
+        return document.documentElement.scrollWidth - innerWidth;
+    }""")
+
+
+def looks_of(stem):
+    """Return the looks in which a page is judged: a main page in all, another in one; all have their colours and parts from the same sheets."""
+    others = [other for other in STEMS if other not in MAIN]
+    return LOOKS if stem in MAIN else [LOOKS[others.index(stem) % len(LOOKS)]]
+
+
+@pytest.fixture(scope="module")
+def visits(windows, address):
+    """All that is seen on one way through the site in each scheme; a window that has become narrow is as good as a phone's."""
+    shutil.rmtree(SHOTS, ignore_errors=True)
+    SHOTS.mkdir()
+    found = {}
+    for scheme, widths in (("light", (1400, 360)), ("dark", (360, 1400))):
+        found[scheme] = {}
+        for stem in STEMS:
+            judged = [look for look in looks_of(stem) if look[0] == scheme]
+            if scheme == "dark" and not judged:
+                continue
+            page = windows(scheme, widths[0])
+            seen = visit(page, f"{address}/{stem}.html", SHOTS / f"{stem}-{scheme}-{widths[0]}.png" if stem in MAIN else None)
+            found[scheme][stem] = seen
+            for width in widths:
+                page.set_viewport_size({"width": width, "height": 800})
+                seen.too_wide[width] = too_wide(page)
+            # Of tabs the last is judged too, the one between is made as its neighbours are.
+            unfold(page, ":last-child")
+            axe.prepare(page)
+            for look in sorted(judged, key=lambda look: widths.index(look[1]), reverse=True):
+                page.set_viewport_size({"width": look[1], "height": 800})
+                # A main page's parts are the same in the second scheme: only its colours are others.
+                seen.wrong[look] = axe.violations(page, only_colours=stem in MAIN and LOOKS.index(look) > 1)
+            page.set_viewport_size({"width": widths[0], "height": 800})
+    return found
 
 
 def foreign(url, visit):
@@ -137,20 +194,27 @@ def broken(address, visits):
     return found
 
 
-def test_no_page_is_wider_than_the_window(visits):
-    assert {stem: visit.too_wide for stem, visit in visits.items() if visit.too_wide > 0} == {}
+def every(visits):
+    return [(f"{stem}, {scheme}", visit) for scheme, pages in visits.items() for stem, visit in pages.items()]
+
+
+@pytest.mark.parametrize("width", [1400, 360], ids=["desk", "phone"])
+def test_no_page_is_wider_than_the_window(visits, width):
+    assert {stem for stem, visit in visits["light"].items() if width in visit.too_wide} == set(STEMS)
+    assert {name: visit.too_wide[width] for name, visit in every(visits) if visit.too_wide[width] > 0} == {}
 
 
 def test_no_page_asks_anything_of_another_host(visits, address):
-    assert {stem: foreign(address, visit) for stem, visit in visits.items() if foreign(address, visit)} == {}
+    assert {name: foreign(address, visit) for name, visit in every(visits) if foreign(address, visit)} == {}
 
 
-def test_no_script_complains(visits):
-    assert {stem: visit.said for stem, visit in visits.items() if visit.said} == {}
+def test_no_script_complains(visits, page, address):
+    assert {name: visit.said for name, visit in every(visits) if visit.said} == {}
+    assert visit(page, f"{address}/index.html").said == [], "with the whole index of the search"
 
 
 def test_every_link_leads_to_a_page_and_a_place_on_it(visits, address):
-    assert broken(address, visits) == []
+    assert broken(address, visits["light"]) == []
 
 
 BROKEN = """<!doctype html><html lang="en"><title>x</title><body><div style="width: 5000px">wide</div>
@@ -161,78 +225,26 @@ def test_a_broken_page_would_be_found(tmp_path, page):
     (tmp_path / "broken.html").write_text(BROKEN)
     with published(tmp_path) as address:
         found = visit(page, f"{address}/broken.html")
-        assert found.too_wide > 0
+        assert found.too_wide[1400] > 0
         assert foreign(address, found) == ["http://elsewhere.invalid/x.png"]
         assert any("missing is not defined" in said for said in found.said)
         assert [link for _, link in broken(address, {"broken": found})] == [f"{address}/gone.html", f"{address}/broken.html#nowhere"]
 
 
-# What people with other eyes and hands need
+@pytest.mark.parametrize("look", LOOKS, ids=[f"{scheme}-{width}" for scheme, width in LOOKS])
+def test_everybody_can_read_every_page(visits, look):
+    judged = {name: visit.wrong[look] for name, visit in every(visits) if look in visit.wrong}
+    assert len(judged) >= len(STEMS) // len(LOOKS)
+    assert {name: wrong for name, wrong in judged.items() if wrong} == {}
 
 
-FEWER_WORDS_OF_CODE = """() => {
-    const kinds = new Set();
-    for (const word of document.querySelectorAll(".highlight span, .highlight a")) {
-        if (word.children.length) continue;
-        const kind = word.tagName + word.className, tooShort = word.textContent.trim().length < 2;
-        tooShort || kinds.has(kind) ? word.replaceWith(word.textContent) : kinds.add(kind);
-    }
-}"""
-"""Leaves the first word of code of each colour: axe would look at thousands of them. Single signs it never judges."""
-# A text looks like another when its own letters and all that lies behind them do: of each look, the first text is enough.
-LOOKS_OF_TEXTS = """window.looks = () => {
-    const first = new Map();
-    for (const one of document.querySelectorAll("body *")) {
-        if (![...one.childNodes].some(node => node.nodeType === 3 && node.data.trim().length > 1) || !one.checkVisibility()) continue;
-        const own = getComputedStyle(one), look = [own.color, own.fontSize, own.fontWeight];
-        for (let behind = one; behind; behind = behind.parentElement) {
-            const style = getComputedStyle(behind);
-            look.push(style.opacity, style.backgroundImage, style.backgroundColor);
-            if (/^rgb\\(/.test(style.backgroundColor)) break;
-        }
-        const key = look.join();
-        if (!first.has(key)) first.set(key, one);
-    }
-    return [...first.values()];
-}"""
+def test_every_page_is_judged_in_some_look_and_the_main_ones_in_all(visits):
+    judged = {stem: [look for pages in visits.values() if stem in pages for look in pages[stem].wrong] for stem in STEMS}
+    assert all(judged.values()) and {stem for stem, looks in judged.items() if sorted(looks) == sorted(LOOKS)} == set(MAIN)
 
 
-def violations(page):
-    """Return what is against WCAG A or AA on a page, with the first place of each; of texts that look alike one is looked at."""
-    page.evaluate(AXE_SCRIPT)
-    page.evaluate(LOOKS_OF_TEXTS)
-    found = page.evaluate("""async rules => {
-        const texts = looks(), options = { resultTypes: ["violations"] };
-        const most = await axe.run({ ...options, runOnly: rules, rules: { "color-contrast": { enabled: false } } });
-        const colours = await axe.run({ include: texts }, { ...options, runOnly: ["color-contrast"] });
-        return [...most.violations, ...colours.violations];
-    }""", WCAG)
-    return {one["id"]: (one["nodes"][0]["target"], one["nodes"][0]["failureSummary"]) for one in found}
-
-
-@pytest.mark.parametrize(("place", "look"), list(enumerate(LOOKS)), ids=[f"{scheme}-{width}" for scheme, width in LOOKS])
-def test_everybody_can_read_every_page(windows, address, place, look):
-    """The main pages in every look, the others each in one: they have their colours and parts from the same sheets.
-
-    Of tabs the last is looked at too, the one between is made as its neighbours are.
-    """
-    page = windows(*look)
-    for stem in [*MAIN, *[stem for stem in STEMS if stem not in MAIN][place::len(LOOKS)]]:
-        page.goto(f"{address}/{stem}.html")
-        expect(page.locator("html.js")).to_have_count(1)
-        unfold(page, ":last-child")
-        page.evaluate(FEWER_WORDS_OF_CODE)
-        assert violations(page) == {}, stem
-
-
-@pytest.mark.parametrize("look", LOOKS[:2], ids=["desk", "phone"])
-def test_the_main_pages_are_pictured_for_a_person_to_look_at(windows, address, look):
-    page = windows(*look)
-    SHOTS.mkdir(exist_ok=True)
-    for stem in MAIN:
-        page.goto(f"{address}/{stem}.html")
-        expect(page.locator("html.js")).to_have_count(1)
-        page.screenshot(path=SHOTS / f"{stem}-{look[0]}-{look[1]}.png", full_page=True)
+def test_the_main_pages_are_pictured_for_a_person_to_look_at(visits):
+    assert {path.name for path in SHOTS.glob("*.png")} >= {f"{stem}-{look}.png" for stem in MAIN for look in ("light-1400", "dark-360")}
 
 
 def test_what_some_cannot_read_would_be_found(windows, address):
@@ -242,13 +254,13 @@ def test_what_some_cannot_read_would_be_found(windows, address):
         document.querySelector("article p").style.color = "#ccc";
         document.querySelector("article").append(document.createElement("img"));
     }""")
-    assert set(violations(page)) == {"color-contrast", "image-alt"}
+    assert set(axe.violations(page)) == {"color-contrast", "image-alt"}
     page.goto(f"{address}/volume.html")
     unfold(page, ":last-child")
-    page.evaluate(FEWER_WORDS_OF_CODE)
+    axe.prepare(page)
     page.evaluate("""() => [...document.querySelectorAll(".highlight span[class]")]
         .find(word => !word.children.length && word.textContent.trim().length > 1 && word.checkVisibility()).style.color = '#ccc'""")
-    assert set(violations(page)) == {"color-contrast"}
+    assert set(axe.violations(page)) == set(axe.violations(page, only_colours=True)) == {"color-contrast"}
 
 
 # With the keyboard alone
