@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shlex
@@ -51,13 +52,19 @@ class Reader:
         return self._run(["bash", "-c", block], **variables)
 
     def do(self, name: str, *more: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Paste the lines of the page's tab `local`, with options of the step; a command that fails ends them."""
+        """Paste the line of the page's tab `local` after logging in, with options of the step; a command that fails ends it."""
         plain = markdown.command(RUNBOOK.find(name), self.instance, "--target=local", "--commands")
         assert f"{plain} | bash" in markdown.section(RUNBOOK.find(name), [self.instance]), "the page shows what is pasted here"
-        lines = f"{LOG_IN}{' '.join([plain, *map(shlex.quote, more)])} | bash"
-        done = self.paste(f"set -euo pipefail\n{lines}", **variables)
+        lines = f"{' '.join([plain, *map(shlex.quote, more)])} | bash"
+        done = self.paste(f"set -euo pipefail\n{lines}", **self.logged_in | variables)
         assert done.returncode == 0, f"{name} ended with {done.returncode}\n{self.paste(lines.removesuffix('| bash')).stdout}{done.stderr}"
         return done
+
+    @functools.cached_property
+    def logged_in(self) -> dict[str, str]:
+        """What the page's first line leaves in a terminal, for all that is pasted after it."""
+        said = self.paste(f"set -euo pipefail\n{LOG_IN}env -0").stdout
+        return {name: value for name, _, value in (line.partition("=") for line in said.split("\0")) if value != os.environ.get(name)}
 
     def _run(self, command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, env=self.environment | variables, cwd=self.folder, capture_output=True, text=True, timeout=600,

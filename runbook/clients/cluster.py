@@ -17,6 +17,7 @@ from typing import Any
 
 from runbook.errors import Conflict, GuideError, Unknown, Unreachable
 from runbook.plan import Condition, Manifest, Object
+from runbook.unused import Unused, without
 
 KINDS = {
     "Namespace": "api/v1", "Secret": "api/v1", "ConfigMap": "api/v1", "Service": "api/v1", "Pod": "api/v1",
@@ -54,7 +55,9 @@ class Cluster:
 
     def __init__(self, project: str, kubeconfig: Path | None = None,
                  before_write: Callable[[], None] = lambda: None) -> None:
-        from kubernetes.config import kube_config
+        # Its classes for the answers of typed calls, which nothing here makes, take a tenth of a second to be made.
+        with without({"pydantic": {"__getattr__": lambda _name: Unused}}):
+            from kubernetes.config import kube_config
 
         try:
             client = kube_config.new_client_from_config(str(kubeconfig) if kubeconfig else None)

@@ -1,5 +1,6 @@
 """The start: what it leaves out is there for whoever asks for it."""
 
+import json
 import os
 import re
 import subprocess
@@ -27,6 +28,20 @@ def test_whoever_needs_the_real_modules_gets_them():
                "print(patch.__module__, version('invoke'))")
     assert said[0] == "unittest.mock"
     assert said[1].startswith("3.")
+
+
+def test_the_cluster_is_reached_without_the_classes_of_typed_answers(tmp_path):
+    config = {"current-context": "x", "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+              "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:9"}}], "users": [{"name": "u", "user": {"token": "t"}}]}
+    (tmp_path / "config").write_text(json.dumps(config))
+    said = run(f"""
+import sys
+from pathlib import Path
+from runbook.clients.cluster import Cluster
+print(Cluster("p", Path({str(tmp_path / "config")!r})).server, "pydantic" in sys.modules)
+from pydantic import BaseModel
+print(BaseModel.__module__)""")
+    assert said == ["https://127.0.0.1:9", "False", "pydantic.main"]
 
 
 def started(*words):
