@@ -216,7 +216,7 @@ def watched(former: Former) -> Iterator[list[Any]]:
     ended = threading.Event()
 
     def ask() -> None:
-        while not ended.wait(0.05):
+        while not ended.wait(0.2):
             try:
                 # A connection of its own each time: a kept one may end unanswered, and then a browser asks again by itself.
                 status, text = former.site.guide.web().request("GET", f"{former.instance.url}/database/")
