@@ -40,6 +40,19 @@ addEventListener("DOMContentLoaded", () => {
     Object.assign(button, { tabIndex: 0, role: "button", ariaLabel: says });
   }
   document.querySelectorAll("[data-tick]").forEach(remember);
+  // Who comes back after a year begins with an empty list.
+  for (const list of document.querySelectorAll("ul:has(> li > label > [data-tick])")) {
+    const ticks = [...list.querySelectorAll("[data-tick]")];
+    const button = Object.assign(document.createElement("button"), { type: "button", className: "untick", textContent: "Untick all" });
+    const show = () => (button.hidden = !ticks.some((tick) => tick.checked));
+    button.addEventListener("click", () => {
+      ticks.filter((tick) => tick.checked).forEach((tick) => tick.click());
+      ticks[0].focus();
+    });
+    list.addEventListener("change", show);
+    list.after(button);
+    show();
+  }
   for (const box of document.querySelectorAll(".md-typeset__scrollwrap, .md-typeset .highlight")) reachable.observe(box);
   // An option is not torn apart after its dashes: it goes to the next line whole.
   for (const code of document.querySelectorAll(".md-typeset :not(pre) > code:not(:has(*))")) {

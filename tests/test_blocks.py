@@ -57,7 +57,7 @@ class Reader:
         assert f"{plain} | bash" in markdown.section(RUNBOOK.find(name), [self.instance]), "the page shows what is pasted here"
         lines = f"{' '.join([plain, *map(shlex.quote, more)])} | bash"
         done = self.paste(f"set -euo pipefail\n{lines}", **self.logged_in | variables)
-        assert done.returncode == 0, f"{name} ended with {done.returncode}\n{self.paste(lines.removesuffix('| bash')).stdout}{done.stderr}"
+        assert done.returncode == 0, f"{name} ended with {done.returncode}\n{self.paste(lines.removesuffix('| bash'), **self.logged_in).stdout}{done.stderr}"
         return done
 
     @functools.cached_property

@@ -94,6 +94,7 @@ class Visit:
     links: list[str]
     names: set[str]
     """What a link may lead to on it."""
+    code: list[str]
     asked: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     too_wide: dict[int, int] = field(default_factory=dict)
@@ -127,7 +128,8 @@ def visit(page, url, shot=None):
     found = Visit(**page.evaluate("""() => ({
         links: [...document.querySelectorAll("a[href]")].map(link => link.href instanceof SVGAnimatedString
             ? new URL(link.href.baseVal, document.baseURI).href : link.href),
-        names: [...document.querySelectorAll("[id]")].map(one => one.id)})"""), asked=asked, said=said)
+        names: [...document.querySelectorAll("[id]")].map(one => one.id),
+        code: [...document.querySelectorAll("article pre > code")].map(code => code.textContent.trimEnd())})"""), asked=asked, said=said)
     found.too_wide[page.viewport_size["width"]] = too_wide(page)
     for name, handler in handlers.items():
         page.remove_listener(name, handler)
@@ -431,6 +433,12 @@ def test_a_copied_block_is_the_tested_text(page, address, expanded):
         assert any(copied.startswith(command(RUNBOOK.find("redis.add"), instance)) for copied in found)
 
 
+def test_the_blocks_of_every_page_are_the_tested_texts(visits, expanded):
+    """What a button copies is its block: that is seen on one page, by clicking; here all blocks of all pages are read."""
+    assert {stem: set(visit.code) ^ blocks(expanded[stem]) for stem, visit in visits["light"].items()
+            if set(visit.code) != blocks(expanded[stem])} == {}
+
+
 def test_a_prompt_in_a_block_would_be_copied_and_found(page, address, expanded):
     page.goto(f"{address}/redis.html")
     page.evaluate("document.querySelectorAll('article pre > code').forEach(code => code.prepend('$ '))")
@@ -450,7 +458,12 @@ def test_a_tick_stays(page, address):
     page.goto(f"{address}/database.html")
     assert [tick.is_checked() for tick in ticks.all()].count(True) == 1
     expect(first).to_be_checked()
-    first.uncheck()
+    again = page.get_by_role("button", name="Untick all")
+    expect(again).to_have_count(1)
+    again.focus()
+    page.keyboard.press("Enter")
+    expect(again).to_have_count(0)
+    expect(first).to_be_focused()
     page.reload()
     assert not any(tick.is_checked() for tick in ticks.all())
 

@@ -319,7 +319,8 @@ def _refusal(status: int, data: bytes, path: str) -> GuideError:
         return Unknown("the log-in is not valid any more", "log in again: `oc login --web`")
     if status == 403:  # A rule of the platform refuses everybody; what helps then the step's page says.
         ruled = "ValidatingAdmissionPolicy" in message or "admission webhook" in message
-        return Unknown(message, "" if ruled else "ask the project's owner for the role `admin`")
+        return Unknown(message, "" if ruled else
+                       "is the project there? `project.request` asks for it; its owner can give you the role `admin`")
     if status == 500 and "failed to create typed patch object" in message:
         return Refused(422, "Invalid", message, "the manifest has a field that the cluster does not know")
     return Refused(status, reason, message or f"{status} for {path}")
