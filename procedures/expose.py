@@ -24,7 +24,7 @@ EXPOSED = "guide/exposed"
     otherwise=(
         ("`sites of the category Test cannot be exposed`",
          "Ask for the category Official at the Web Services portal, and put it into the instance file."),
-        ("`its list of networks is …` or `there is no list of networks`", "Somebody put a list on the Route: run this step again."),
+        ("`its list of networks is …` or `so not everybody may come`", "Somebody changed the Route: run this step again."),
         ("From outside: `Empty reply from server`, or the browser says `ERR_EMPTY_RESPONSE`",
          "The router lets only CERN in: `expose.open` has not been run, or somebody put a list on the Route."),
     ),
@@ -52,9 +52,10 @@ def inside(instance: Instance, observed: Observed) -> str:
 @step(
     undoes=open,
     see="The Route carries the project's own list of networks.",
-    otherwise=(("`its list of networks is empty: everybody may come`, `there is no list of networks`, or the site still answers "
-                "from outside.",
-                "Set `internet = false` below [expose], or the next `guide.run` opens it again; then `expose.verify`."),),
+    otherwise=(("`its list of networks is empty: everybody may come`, `so who may come is not known`, or from outside: "
+                "`… answers 200, and should not`",
+                "Somebody changed the Route: run this step again. Where `internet = true` stands below [expose], the next "
+                "`guide.run` opens it."),),
 )
 def close(instance: Instance, observed: Observed) -> Plan:
     """Let only CERN visit the site."""
@@ -65,17 +66,15 @@ def close(instance: Instance, observed: Observed) -> Plan:
     needs=(deploy.build,),
     operation=True,
     see="From outside, the site answers exactly when the instance file says so.",
-    otherwise=(
-        ("`… answers 200, and should not`", "Somebody opened the Route: `expose.close`."),
-        ("Nothing answers from outside.", "The Route is not open, or the site itself is down: look from inside first."),
-    ),
+    otherwise=(("Nothing answers from outside.", "The Route is not open, or the site itself is down: look from inside first."),),
 )
 def verify(instance: Instance, observed: Observed) -> Plan:
     """Look at the site from outside CERN."""
     wanted = instance.expose.internet
     route = observed.object("Route", instance.app) or {"metadata": {}}
     allowed = (route["metadata"].get("annotations") or {}).get(WHITELIST)
-    said = "there is no list of networks, so who may come is not known" if allowed is None else \
+    missing = "there is no list of networks, so " + ("not everybody may come" if wanted else "who may come is not known")
+    said = missing if allowed is None else \
         f"its list of networks is {allowed}" if allowed else "its list of networks is empty: everybody may come"
     right = allowed == "" if wanted else bool(allowed)
     yield Require(f"the Route lets in {'everybody' if wanted else 'CERN only'}", "" if observed.empty or right else said,

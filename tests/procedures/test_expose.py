@@ -43,7 +43,7 @@ def test_a_test_site_cannot_be_exposed(plan, instance, unmet):
     (False, "10.0.0.0/8", []),
     (False, "", ["its list of networks is empty: everybody may come"]),
     (False, None, ["there is no list of networks, so who may come is not known"]),
-    (True, None, ["there is no list of networks, so who may come is not known"]),
+    (True, None, ["there is no list of networks, so not everybody may come"]),
 ])
 def test_the_route_is_compared_with_the_setting(plan, instance, unmet, internet, value, *, found):
     known = listed(instance, **({} if value is None else {expose.WHITELIST: value}))
