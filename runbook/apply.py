@@ -359,7 +359,7 @@ def undo(action: Action, connections: Connections, manager: str) -> tuple[bool, 
         return _release(action, connections, manager)
     if isinstance(action, Execute):
         if not action.undo:
-            return False, action.instead
+            return False, action.instead and f"not undone: {action.instead}"
         if action.data and not connections.flags.data:
             return False, f"kept, it holds data: {action.statement} (`--data` takes it back too)"
         try:
@@ -371,7 +371,7 @@ def undo(action: Action, connections: Connections, manager: str) -> tuple[bool, 
         connections.database.execute(connection, action.undo)
         return True, ""
     if isinstance(action, Ask):
-        return False, action.instead
+        return False, action.instead and f"not undone: {action.instead}"
     if isinstance(action, Scale):
         return _scale_to_zero(action, connections, manager)
     if isinstance(action, Patch) and action.undo is not None:
