@@ -6,9 +6,10 @@ import itertools
 import pytest
 
 from procedures import RUNBOOK
-from runbook import markdown
+from runbook import markdown, options
+from runbook.apply import undo
 from runbook.observed import Observed
-from runbook.plan import Apply, Execute, Inside, Object, Patch, Require, Restore, Scale, StartBuild, Write, marked
+from runbook.plan import Apply, Ask, Execute, Inside, Object, Patch, Require, Restore, Scale, StartBuild, Write, marked
 from runbook.step import step as make
 
 STEPS = pytest.mark.parametrize("step", RUNBOOK.steps, ids=lambda step: step.name)
@@ -143,3 +144,11 @@ def test_every_option_has_a_default_and_a_meaning(step):
     for option in step.options.values():
         assert option.default is not option.empty
         assert option.annotation.__metadata__[0].endswith(".")
+
+
+def test_what_a_person_did_is_said_not_to_be_undone(instance):
+    asked = [action for step in RUNBOOK.standing for action in options.outline(step, instance, Observed())
+             if isinstance(action, Ask) and action.instead]
+    assert asked
+    for action in asked:
+        assert undo(action, None, "") == (False, f"not undone: {action.instead}")
