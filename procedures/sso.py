@@ -345,7 +345,8 @@ if accounts and not seen & set(roles):
 for role in sorted(seen - set(roles)):
     if any(role in known for known in roles):
         wrong.append(f"the role {role} gives rights by accident")
-print("; ".join(wrong) or "the sign-on is set up")
-sys.exit(bool(wrong))
+if wrong:
+    sys.exit("; ".join(wrong))
+print("the sign-on is set up")
 '''
 """Run by `manage.py shell`, so that the app's own settings answer: a page of Django's that shows them would be a leak."""

@@ -116,7 +116,7 @@ PROGRAMS: dict[str, Program] = {
     "psql": Program(_at_least(10), "10 or newer", package="postgresql"),
     "redis-server": Program(_at_least(6), "6 or newer", package="redis"),
     "redis-cli": Program(_at_least(6), "6 or newer", package="redis"),
-    "haproxy": Program(_at_least(2, 6), "2.6 or newer, with TLS", ask="-v", package="haproxy", loads=b"OPENSSL"),
+    "haproxy": Program(_at_least(2, 7), "2.7 or newer, with TLS", ask="-v", package="haproxy", loads=b"OPENSSL"),
     "bwrap": Program(_at_least(0, 11), "0.11 or newer", package="bwrap"),
     "nginx": Program(_at_least(1, 20), "1.20 or newer", ask="-v", package="nginx"),
     "git": Program(_at_least(2, 20), "2.20 or newer"),

@@ -22,6 +22,9 @@ from stack.state import API_CLUSTER_ADDRESS, OUTSIDE_ADDRESS, Ports, State
 PLATFORM_HOSTS = ("git.localhost", "auth.localhost", "portal.localhost")
 """Hosts behind the router that the portal's process serves."""
 
+MASTER = "run/master.sock"
+"""Where the master takes commands, below the stack's folder."""
+
 UNAVAILABLE = ("<html><head><title>Application is not available</title></head><body><h1>Application is not available"
                "</h1><p>The application is currently not serving requests at this endpoint. It may not have been "
                "started or is still starting.</p></body></html>")

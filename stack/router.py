@@ -15,16 +15,14 @@ import datetime as dt
 import hashlib
 import ipaddress
 import json
-import os
 import re
-import signal
-import subprocess
+import socket
 import sys
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from stack import binaries, certificates, haproxy
+from stack import certificates, haproxy
 from stack.api import Api, ApiError, Manifest, wait_until
 from stack.haproxy import Address, Endpoint, Web
 from stack.state import API_CLUSTER_ADDRESS, State
@@ -34,8 +32,8 @@ CANONICAL = "router-default.localhost"
 MANAGER = "openshift-router"
 GATHER = 0.05
 """Seconds that changes are gathered before the configuration is written."""
-BETWEEN = 0.2
-"""Seconds from one reload to the next: HAProxy carries them out one after the other."""
+RELOAD = 30.0
+"""Seconds that HAProxy may take to answer whether it took a configuration over."""
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 _PATH = re.compile(r"(/[!-~]*)?")
@@ -64,7 +62,7 @@ def run(state: State, stop: threading.Event) -> None:
     frame = haproxy.frame(state, sockets)
     changed = threading.Event()
     follows = [Follow(api, kind, changed, stop) for kind in ("Route", "Service", "EndpointSlice")]
-    loaded = state.path("run", "haproxy.cfg").read_text()
+    loaded = ""  # Whoever ran before may have ended between the file and HAProxy's answer.
     while not stop.is_set():
         changed.wait(1)
         for follow in follows:
@@ -79,9 +77,8 @@ def run(state: State, stop: threading.Event) -> None:
         served = [route for route in routes if verdicts[route["metadata"]["uid"]].admitted]
         text = haproxy.render(frame, webs(state, served, slices), addresses(services, slices))
         taken = text == loaded
-        if not taken and load(state, text, sockets):
+        if not taken and load(state, text):
             loaded, taken = text, True
-            stop.wait(BETWEEN)
         # What was refused is tried again: the reason (no memory, a file that was not there yet) may be gone by itself.
         if not (_write_status(api, routes, verdicts) and taken):
             stop.wait(1)
@@ -205,27 +202,33 @@ def _networks(value: str) -> tuple[str, ...]:
         return ()
 
 
-def load(state: State, text: str, sockets: Mapping[str, int]) -> bool:
-    """Let HAProxy take over a configuration; return False, and say so, when it would not accept it."""
-    candidate = state.write("run/haproxy.next.cfg", text)
-    checked = subprocess.run([str(binaries.find("haproxy").path), "-c", "-q", "-f", str(candidate)],
-                             pass_fds=tuple(sockets.values()), cwd=state.root, capture_output=True, text=True,
-                             check=False, timeout=30)
-    if checked.returncode:
-        sys.stderr.write(f"router: HAProxy refuses the configuration {candidate}; the former one stays:\n"
-                         f"{checked.stdout}{checked.stderr}\n")
-        return False
-    candidate.replace(state.path("run", "haproxy.cfg"))
-
-    def signalled() -> bool:
-        try:
-            os.kill(int(state.path("run", "haproxy.pid").read_text().split()[0]), signal.SIGUSR2)
-        except (OSError, ValueError, IndexError):
-            return False
+def load(state: State, text: str) -> bool:
+    """Let HAProxy take over a configuration; return False, and say so, when it did not: the former one stays."""
+    config = state.path("run", "haproxy.cfg")
+    former = config.read_text()
+    state.write("run/haproxy.cfg", text)
+    said: str = wait_until(lambda: _reload(state), "HAProxy to run", RELOAD)
+    if said.startswith("Success=1"):
         return True
+    refused = state.write("run/haproxy.next.cfg", text)
+    state.write("run/haproxy.cfg", former)
+    sys.stderr.write(f"router: HAProxy refuses the configuration {refused}; the former one stays:\n{said}\n")
+    return False
 
-    wait_until(signalled, "HAProxy to run", 30)
-    return True
+
+def _reload(state: State) -> str:
+    """Ask HAProxy's master to reload; return what it says when the new worker serves or could not, "" without a master.
+
+    A signal would not do: HAProxy 2.8 forgets one that comes while it starts anew, and nobody would know.
+    """
+    with socket.socket(socket.AF_UNIX) as master:
+        master.settimeout(RELOAD)
+        try:
+            master.connect(str(state.path(*haproxy.MASTER.split("/"))))
+            master.sendall(b"reload\n")
+            return b"".join(iter(lambda: master.recv(65536), b"")).decode(errors="replace")
+        except OSError:
+            return ""
 
 
 def _write_status(api: Api, routes: Iterable[Manifest], verdicts: Mapping[str, Verdict]) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stack import binaries, certificates
+from stack import binaries, certificates, haproxy
 from stack.state import API_CLUSTER_ADDRESS, MEMBER, NODE_ADDRESS, OUTSIDE_ADDRESS, SERVICE_NETWORK, State
 
 Check = Callable[[], str]
@@ -70,8 +70,6 @@ def inner(state: State, sockets: Mapping[str, int]) -> list[Service]:
     """Return what runs inside the private namespaces, databases excepted."""
     environment = environment_of(state)
     ports = state.ports
-    haproxy = [str(binaries.find("haproxy").path), "-W", "-f", str(state.path("run", "haproxy.cfg")),
-               "-p", str(state.path("run", "haproxy.pid"))]
     return [
         Service("etcd", _etcd(state), http_check(2379, "/health", None), environment=environment),
         # A watch that is open keeps it from ending for a minute; what it stores is safe in etcd.
@@ -79,15 +77,21 @@ def inner(state: State, sockets: Mapping[str, int]) -> list[Service]:
                 stop=signal.SIGKILL),
         Service("kube-controller-manager", _controllers(state), http_check(10257, "/healthz", None, tls=True),
                 after=("kube-apiserver",), environment=environment, stop=signal.SIGKILL),
-        Service("haproxy", haproxy, _tcp(OUTSIDE_ADDRESS, ports.https), environment=environment,
+        Service("haproxy", proxy(state), _tcp(OUTSIDE_ADDRESS, ports.https), environment=environment,
                 sockets=tuple(sockets.values()), stop=signal.SIGTERM, grace=1),
         Service("cluster", _python("stack.supervisor", "cluster", str(state.root)), lambda: "it has not ended",
                 environment=environment, once=True, deadline=120),
         Service("platform", _python("stack.platform", str(state.root)), _tcp(NODE_ADDRESS, KUBELET_PORT),
-                after=("cluster",), environment=environment, sockets=tuple(sockets.values()), grace=5),
+                after=("cluster",), environment=environment, grace=5),
         Service("portal", _python("stack.portal", str(state.root)), unix_check(state.portal_socket),
                 after=("kube-apiserver",), environment=environment),
     ]
+
+
+def proxy(state: State) -> list[str]:
+    """Return the command of HAProxy: a master that starts a new worker for each configuration."""
+    return [str(binaries.find("haproxy").path), "-W", "-S", f"unix@{haproxy.MASTER},mode,600",
+            "-f", str(state.path("run", "haproxy.cfg"))]
 
 
 def prepare_files(state: State) -> None:

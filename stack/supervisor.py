@@ -300,8 +300,7 @@ def run_inner(state: State) -> None:
     sockets: dict[str, int] = json.loads(os.environ["RUNBOOK_SOCKETS"])
     state.write_json("run/sockets.json", sockets)
     state.connection.unlink(missing_ok=True)
-    for stale in (state.portal_socket, state.path("run", "haproxy.pid")):
-        stale.unlink(missing_ok=True)
+    state.portal_socket.unlink(missing_ok=True)
     # In a process of its own: the netlink library would stay in memory for good.
     subprocess.run([sys.executable, "-P", "-m", "stack.network"], check=True)
     from stack import haproxy

@@ -235,15 +235,16 @@ class Cluster:
                 line: str = "") -> tuple[int, str]:
         """Run a command in a running container, with a line for its standard input.
 
-        Returns its exit code, 124 when the time was up, and what it printed on both streams.
+        Returns its exit code, 124 when the time was up, and what it printed: first as a result, then as an error.
         """
         session = self._session(pod, container, command, *(["stdin"] if line else []))
         try:
             if line:
                 session.write_stdin(line)
             session.run_forever(timeout=seconds)
-            code = session.returncode  # Before anything is read: read_all forgets the channel that carries it.
-            printed = session.read_all()
+            code = session.returncode
+            # Not as they came: the two streams overtake each other, and the last line is what went wrong.
+            printed = session.read_channel(1) + session.read_channel(2)
         except Exception as error:
             raise GuideError(f"cannot run a command in pod {pod}: {error}") from error
         return (124 if code is None else int(code)), printed

@@ -63,20 +63,17 @@ def parts(state: State, sockets: dict[str, int]) -> list[Service]:
     """Return what runs here."""
     environment = services.outer_environment(state) | {
         name: value for name, value in os.environ.items() if name.startswith(ENGINE)}
-    sources = tuple(sockets.values())
 
     def python(*words: str) -> list[str]:
         return [sys.executable, "-P", "-m", *words, str(state.root)]
 
-    proxy = [str(binaries.find("haproxy").path), "-W", "-f", str(state.path("run", "haproxy.cfg")),
-             "-p", str(state.path("run", "haproxy.pid"))]
     return [
-        Service("haproxy", proxy, services.http_check(state.ports.api, "/readyz", state.ca), environment=environment,
-                sockets=sources, grace=1),
+        Service("haproxy", services.proxy(state), services.http_check(state.ports.api, "/readyz", state.ca),
+                environment=environment, sockets=tuple(sockets.values()), grace=1),
         Service("cluster", python("stack.compose", "cluster"), lambda: "it has not ended", after=("haproxy",),
                 environment=environment, once=True, deadline=120),
         Service("platform", python("stack.compose", "platform"), lambda: "" if _followed(state) else "it has seen no Routes yet",
-                after=("cluster",), environment=environment, sockets=sources, grace=5),
+                after=("cluster",), environment=environment, grace=5),
         Service("portal", python("stack.portal"), services.unix_check(state.portal_socket), after=("haproxy",),
                 environment=environment),
         Service("builder", python("stack.builder"), services.unix_check(state.builder_socket), after=("cluster",),
@@ -168,7 +165,7 @@ def keep_front(state: State, stop: threading.Event) -> None:
     """Give HAProxy a certificate for the host of every Route, and a way to the database server once it is requested."""
     changed = threading.Event()
     routes = router.Follow(Api(state.server, state.tokens.admin, state.ca), "Route", changed, stop)
-    loaded = state.path("run", "haproxy.cfg").read_text()
+    loaded = ""  # see router.run
     while not stop.is_set():
         changed.wait(LOOK)
         changed.clear()
@@ -178,7 +175,7 @@ def keep_front(state: State, stop: threading.Event) -> None:
             continue
         hosts = {str(each["spec"].get("host", "")).lower() for each in routes.objects()} - {"", *haproxy.PLATFORM_HOSTS}
         text = configuration(state, tuple(sorted(hosts)))
-        if text != loaded and router.load(state, text, state_sockets(state)):
+        if text != loaded and router.load(state, text):
             loaded = text
         if not _followed(state):
             state.write("run/routes", "")

@@ -77,7 +77,6 @@ def run_inner(state: State) -> None:
     sockets: dict[str, int] = json.loads(os.environ["RUNBOOK_SOCKETS"])
     published = sockets.pop("published")
     state.write_json("run/sockets.json", sockets)
-    state.path("run", "haproxy.pid").unlink(missing_ok=True)
     subprocess.run([sys.executable, "-P", "-m", "stack.network"], check=True)
     state.write("run/haproxy.cfg", haproxy.initial(state, sockets))
     state.write("run/in.cfg", streams({f"fd@{published}": "127.0.0.1:6443"} | {

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from runbook.clients.cluster import Cluster
 from tests.guide import ROOT, Site
 
 pytestmark = pytest.mark.needs("cluster", "database", "databases", "redis", "portal", "sign-on", "node", "builder", "router")
@@ -176,6 +177,14 @@ def test_a_role_is_given_as_certhelper_keeps_it_and_taken_away(certhelper: Site)
         assert certhelper.outcomes("app.admin", "--user=worker", f"--role={role}")["app.admin"]["state"] == "changed"
         assert managed(certhelper, HELD) == held
         assert certhelper.outcomes("app.admin", "--user=worker", f"--role={role}")["app.admin"]["state"] == "unchanged"
+
+
+def test_what_went_wrong_inside_a_pod_is_said_last(site: Site) -> None:
+    """However the streams of its process overtake each other: Django's shell says on one what it imported."""
+    cluster = Cluster(site.instance.project, site.guide.stack.state.kubeconfig)
+    pod = next(iter(pods(site)))
+    for lines in ("echo wrong >&2; sleep 0.3; echo imported; exit 3", "echo imported; echo wrong >&2; exit 3"):
+        assert cluster.execute(pod, site.instance.app, ("sh", "-c", lines)) == (3, "imported\nwrong\n")
 
 
 def test_an_app_that_keeps_no_roles_says_where_they_are_given(site: Site) -> None:
