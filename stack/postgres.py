@@ -116,8 +116,8 @@ def drop(state: State, name: str) -> None:
 
             contained.clean(state)
         (folder / "server.json").unlink()
-        own = _socket_folder(state, about["slot"]) / f".s.PGSQL.{about['port']}"
-        # The container's server goes on; HAProxy stops leading to it.
+        # The container's server goes on; HAProxy stops leading to it. One of ours removes this file last of all.
+        own = folder / "data" / "postmaster.pid"
         here = functools.partial(_leads_on, about["port"]) if state.kind == "compose" else own.exists
         wait_until(lambda: not here() or not _listening(state), f"the end of the server of {name}", 20)
         shutil.rmtree(folder)

@@ -103,15 +103,14 @@ def test_start_migrates_and_becomes_daphne(checkout):
     shell = subprocess.Popen(["./openshift-start-up-script.sh"], cwd=checkout / "src", text=True,
                              stdout=subprocess.PIPE, env={"PATH": f"{checkout / 'bin'}:{os.environ['PATH']}"})
     out, _ = shell.communicate(timeout=30)
-    collect, migrate, serve = out.splitlines()
-    assert collect.startswith("python manage.py collectstatic")
-    assert migrate.startswith("python manage.py migrate")
+    prepare, serve = out.splitlines()
+    assert prepare == "python manage.py prepare"
     # The script's own process became the server, so the server gets the pod's SIGTERM.
     assert serve == f"daphne {shell.pid} -b 0.0.0.0 -p 8080 --proxy-headers shiftbook.asgi:application"
 
 
 def test_start_stops_at_a_failed_migration(checkout):
-    program(checkout / "bin", "python", '[ "$2" != migrate ]')
+    program(checkout / "bin", "python", '[ "$2" != prepare ]')
     program(checkout / "bin", "daphne", "echo served")
     done = run(checkout, "openshift-start-up-script.sh")
     assert done.returncode != 0

@@ -60,8 +60,7 @@ class Newcomer:
                    if key.lower().endswith("_proxy") or (key.startswith("PIP_") and key != "PIP_CACHE_DIR")
                    or key in {"SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"}}
         return network | {"HOME": str(self.folder / "home"), "PATH": os.environ["PATH"] + ":/usr/local/bin:/usr/bin:/bin",
-                          "LANG": "C.UTF-8", "KUBEBUILDER_ASSETS": str(self.folder / "control-plane"),
-                          "PIP_NO_COMPILE": "1"}  # what is used is compiled when it is used
+                          "LANG": "C.UTF-8", "KUBEBUILDER_ASSETS": str(self.folder / "control-plane")}
 
     def start(self, *words: str, cwd: Path | None = None, prefix: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[str]:
         """Start a command in a process group of its own, as a terminal does."""

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from stack.api import wait_until
 from tasks import ns
 
@@ -74,6 +76,9 @@ PYTHON = """#!/bin/sh
 case "$*" in
     *"-m venv"*) echo made >> "$0.log"; mkdir -p "$RUNBOOK_VENV/bin"; cp "$0" "$RUNBOOK_VENV/bin/python"
                  until [ -e "$0.go" ]; do sleep 0.05; done ;;
+    *"pip config get"*) echo "https://index.of.pip/simple" ;;
+    *locks/uv.txt) printf '#!/bin/sh\n%s\n' "$UV" > "$RUNBOOK_VENV/bin/uv"; chmod +x "$RUNBOOK_VENV/bin/uv" ;;
+    *"-m pip"*) echo "pip $*" >> "$RUNBOOK_VENV/asked" ;;
     *__main__.py*) echo ran "$@" ;;
 esac
 """
@@ -113,6 +118,17 @@ def test_two_at_once_make_one_environment_and_one_that_was_killed_is_made_again(
         assert (each.returncode, said.split()[0]) == (0, "ran")
     assert made() == 2
     assert not (tmp_path / "venv.making").exists()
+
+
+@pytest.mark.parametrize(("uv", "asked"), [
+    ('echo "uv $UV_DEFAULT_INDEX $*" >> "$VIRTUAL_ENV/asked"', ["uv https://index.of.pip/simple pip install"]),
+    ("exit 2", ["pip -m pip --disable-pip-version-check install"])])
+def test_the_packages_are_installed_by_uv_and_where_it_cannot_by_pip(tmp_path, uv, asked):
+    (tmp_path / "python.go").touch()
+    environment = {key: value for key, value in with_python(tmp_path).items() if key not in {"UV_DEFAULT_INDEX", "PIP_INDEX_URL"}}
+    subprocess.run([ROOT / "inv", "--list"], env=environment | {"UV": uv}, capture_output=True, check=True)
+    options = f" --quiet --require-hashes --only-binary :all: -r {ROOT}/locks/guide.txt"
+    assert (tmp_path / "venv/asked").read_text().splitlines() == [words + options for words in asked]
 
 
 def test_whoever_waits_for_the_environment_at_a_terminal_sees_that_it_goes_on(tmp_path):

@@ -34,9 +34,10 @@ SITE_GONE = "from django.contrib.sites.models import Site\nSite.objects.all().de
 SITE_BACK = "from django.contrib.sites.models import Site\nSite.objects.create(pk=2, domain='example.com', name='example.com')"
 
 
-@pytest.fixture(autouse=True)
-def nobody(site: Site) -> None:
-    """Nobody signed on before: what a test says of accounts, it says of its own."""
+@pytest.fixture
+def visitor(site: Site, visitor: BrowserContext) -> Iterator[BrowserContext]:
+    """Whoever signed on is nobody again: what a test says of accounts, it says of its own."""
+    yield visitor
     django(site, NOBODY)
 
 
@@ -174,7 +175,6 @@ def test_a_second_provider_in_the_admin_pages_breaks_the_home_page_and_is_named(
     ("SOCIALACCOUNT_PROVIDERS['openid_connect']['APPS'][0]['client_id'] = 'another'", "the app does not send the browser to"),
 ])
 def test_a_setting_of_the_app_that_breaks_the_sign_on_is_named(site: Site, line: str, words: str) -> None:
-    site("sso.verify")
     with site.settings(line):
         seen(site, words)
     site("sso.verify")
