@@ -197,16 +197,18 @@ class Api:
 def wait_until(condition: Callable[[], object], what: str, seconds: float, pause: float = 0.05) -> Any:
     """Call `condition` until it returns something true and return that.
 
+    The longer it has waited, the longer is the `pause` before it looks again: a twentieth of that time, at most a second.
     Raises TimeoutError that says `what` was waited for and what was seen last.
     """
-    deadline = time.monotonic() + seconds
+    begun = time.monotonic()
     while True:
         last = condition()
         if last:
             return last
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - begun
+        if waited > seconds:
             raise TimeoutError(f"waited {seconds:g} s for {what}; last seen: {last!r}")
-        time.sleep(pause)
+        time.sleep(max(pause, min(waited / 20, 1)))
 
 
 def _namespace(manifest: Manifest) -> str | None:

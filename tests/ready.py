@@ -23,12 +23,15 @@ PROCESSES.set_forkserver_preload(["runbook.start", "kubernetes.config", "kuberne
                                   "procedures", "runbook.cli", "runbook.run", "stack.commands"])
 
 
-def run(words: tuple[str, ...], environment: Mapping[str, str], seconds: float) -> subprocess.CompletedProcess[str]:
-    """Run a command from the root folder with nothing on its standard input; raises subprocess.TimeoutExpired."""
+def run(words: tuple[str, ...], environment: Mapping[str, str], seconds: float, before: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a command from the root folder with nothing on its standard input, after some lines of Python.
+
+    Raises subprocess.TimeoutExpired.
+    """
     _start()
     with tempfile.TemporaryDirectory(prefix="command-") as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        process = PROCESSES.Process(target=_command, args=(words, dict(environment), out, err))
+        process = PROCESSES.Process(target=_command, args=(words, dict(environment), out, err, before))
         process.start()
         process.join(seconds)
         if process.is_alive():
@@ -48,11 +51,12 @@ def _start() -> None:
         tempfile.tempdir = usual
 
 
-def _command(words: tuple[str, ...], environment: Mapping[str, str], out: Path, err: Path) -> None:
+def _command(words: tuple[str, ...], environment: Mapping[str, str], out: Path, err: Path, before: str) -> None:
     os.environ.clear()
     os.environ.update(environment)
     os.chdir("/")
     for path, number in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), number)
     sys.argv = ["runbook", *words]
+    exec(before, {})
     runpy.run_module("runbook", run_name="__main__", alter_sys=True)

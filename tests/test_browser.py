@@ -44,8 +44,9 @@ def test_the_chain_is_the_variable_then_path_then_what_playwright_left(bare: Pat
     assert found() == (left, "")
     on_path = program(bare / "bin" / "google-chrome")
     assert found() == (on_path, "")
-    first = program(bare / "bin" / "chromium")
-    assert found() == (first, "")
+    for name in ("chromium", "chromium-headless-shell"):
+        better = program(bare / "bin" / name)
+        assert found() == (better, "")
     named = program(bare / "elsewhere" / "mine")
     monkeypatch.setenv(browser.VARIABLE, named)
     assert found() == (named, "")

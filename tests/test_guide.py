@@ -24,7 +24,7 @@ import pytest
 from procedures import RUNBOOK
 from stack import binaries, commands
 from stack.api import wait_until
-from tests import canaries
+from tests import canaries, ready
 from tests.guide import EVERYTHING, Guide, laid_over, toml
 
 ROOT = Path(__file__).parent.parent
@@ -401,10 +401,10 @@ def test_what_no_step_names_any_more_is_an_orphan(deployed: Guide, tmp_path: Pat
 
 
 KILLED = """
-import os, signal, sys
+import os, signal
 from runbook import run
 
-name, carry_out, whole = sys.argv.pop(1), run.carry_out, run.Run.step
+carry_out, whole = run.carry_out, run.Run.step
 
 def end(*_words):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -419,8 +419,6 @@ def step(self, wanted, options, tell):
     return end() if wanted.name == name else done
 
 run.carry_out, run.Run.step = carried_out, step
-from runbook.__main__ import main
-main()
 """
 """A run that ends itself by signal 9 inside a step: at its first sign of progress, after the first value that it carries out,
 or, when it has nothing to do, before it is reported. A signal from outside would fall wherever the machine happens to be."""
@@ -429,9 +427,8 @@ or, when it has nothing to do, before it is reported. A signal from outside woul
 def killed(guide: Guide, build: str, step: str) -> list[str]:
     """Run the guide until it is killed inside a step; return what that run wrote."""
     place = guide.audit_end()
-    done = subprocess.run([sys.executable, "-c", KILLED, step, "guide.run", f"--build={build}", "--target=local", "--json"],
-                          env=guide.environment, capture_output=True, text=True, timeout=600, check=False, cwd="/",
-                          stdin=subprocess.DEVNULL)
+    done = ready.run(("guide.run", f"--build={build}", "--target=local", "--json"), guide.environment, 600,
+                     before=f"name = {step!r}\n{KILLED}")
     assert done.returncode == -signal.SIGKILL, f"{step}: {done.returncode}\n{done.stdout}{done.stderr}"
     reported = [json.loads(line)["step"] for line in done.stdout.splitlines()]
     assert reported == STANDING[:STANDING.index(step)], "every step before is through, and this one is not"

@@ -25,7 +25,7 @@ from procedures import RUNBOOK
 from runbook.clients.web import Web
 from runbook.instance import load
 from stack import binaries
-from stack.state import State
+from stack.state import State, cache_root
 
 ROOT = Path(__file__).parent.parent
 NOBODY = 65534
@@ -53,6 +53,10 @@ class Newcomer:
     @property
     def state(self) -> State:
         return State(self.folder / "home/.local/state/certhelper-guide")
+
+    @property
+    def cache(self) -> Path:
+        return self.folder / "home/.cache/certhelper-guide"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -103,9 +107,13 @@ def newcomer() -> Iterator[Newcomer]:
     (folder / "home").mkdir()
     # Cloned by root: Git refuses to read somebody else's repository. What is not committed a newcomer does not get.
     subprocess.run(["git", "clone", "-q", "--no-hardlinks", str(ROOT), str(newcomer.clone)], check=True)
+    # Made once by whoever tests; that they can be made is tested elsewhere.
     (folder / "control-plane").mkdir()
-    for name in binaries.CONTROL_PLANE:  # built once by whoever tests; that the build works is tested elsewhere
+    for name in binaries.CONTROL_PLANE:
         shutil.copy(binaries.find(name).path, folder / "control-plane" / name)
+    installed = Path("pip", "installed")  # what the example's image consists of
+    if (cache_root() / installed).exists():
+        shutil.copytree(cache_root() / installed, newcomer.cache / installed, symlinks=True)
     subprocess.run(["chown", "-R", f"{NOBODY}:{NOBODY}", str(folder)], check=True)
     try:
         candidates = ("python3.11", "python3.12", "python3.13", "python3.14", "python3")

@@ -163,11 +163,11 @@ def visits(windows, address):
             if scheme == "dark" and not judged:
                 continue
             page = windows(scheme, widths[0])
+            page.set_viewport_size({"width": widths[0], "height": 800})
             seen = visit(page, f"{address}/{stem}.html", SHOTS / f"{stem}-{scheme}-{widths[0]}.png" if stem in MAIN else None)
             found[scheme][stem] = seen
-            for width in widths:
-                page.set_viewport_size({"width": width, "height": 800})
-                seen.too_wide[width] = too_wide(page)
+            page.set_viewport_size({"width": widths[1], "height": 800})
+            seen.too_wide[widths[1]] = too_wide(page)
             # Of tabs the last is judged too, the one between is made as its neighbours are.
             unfold(page, ":last-child")
             axe.prepare(page)
@@ -175,7 +175,6 @@ def visits(windows, address):
                 page.set_viewport_size({"width": look[1], "height": 800})
                 # A main page's parts are the same in the second scheme: only its colours are others.
                 seen.wrong[look] = axe.violations(page, only_colours=stem in MAIN and LOOKS.index(look) > 1)
-            page.set_viewport_size({"width": widths[0], "height": 800})
     return found
 
 

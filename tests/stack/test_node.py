@@ -112,9 +112,10 @@ def deploy(project: Project, name: str, container: Manifest, replicas: int = 1, 
     labels = {"app": name}
     template = {"metadata": {"labels": labels},
                 "spec": pod_spec(code, container, restartPolicy="Always", terminationGracePeriodSeconds=1)}
+    # First the Service: a pod is told of those that there were before it.
+    project.create("Service", name, {"selector": labels, "ports": [{"name": "http", "port": 8080}]})
     project.create("Deployment", name, {"replicas": replicas, "selector": {"matchLabels": labels},
                                         "template": template})
-    project.create("Service", name, {"selector": labels, "ports": [{"name": "http", "port": 8080}]})
 
 
 # A deployment, from the controllers to an answer on the pod's own address.
