@@ -6,6 +6,7 @@ discovery. Every request is counted, so that `bench` can list what a step costs.
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import time
@@ -35,6 +36,25 @@ KINDS = {
 
 CLUSTER_WIDE = {"Namespace", "StorageClass"}
 
+
+def _session(*given: Any, **named: Any) -> Any:
+    """Stand in for the session that renews a log-in by OpenID Connect: few log-ins need one."""
+    from requests_oauthlib import OAuth2Session
+
+    return OAuth2Session(*given, **named)
+
+
+LEFT_OUT: Mapping[str, Mapping[str, Any]] = {
+    # Its classes for the answers of typed calls, which nothing here makes.
+    "pydantic": {"__getattr__": lambda _name: Unused},
+    "requests_oauthlib": {"OAuth2Session": _session},
+    "oauthlib": {"__getattr__": lambda name: importlib.import_module(f"oauthlib.{name}")},
+    "oauthlib.oauth2": {},
+    **{f"kubernetes.{part}": {} for part in ("dynamic", "informer", "leaderelection", "stream", "watch")},
+    "kubernetes.dynamic.client": {"DynamicClient": Unused},
+}
+"""What the library imports to read a kubeconfig and does not need for it: more than half of the time it takes."""
+
 REVIEW = re.compile(r"/self\w*reviews$")
 """Questions to the server that are sent as a POST: who am I, what may I."""
 
@@ -55,8 +75,7 @@ class Cluster:
 
     def __init__(self, project: str, kubeconfig: Path | None = None,
                  before_write: Callable[[], None] = lambda: None) -> None:
-        # Its classes for the answers of typed calls, which nothing here makes, take a tenth of a second to be made.
-        with without({"pydantic": {"__getattr__": lambda _name: Unused}}):
+        with without(LEFT_OUT):
             from kubernetes.config import kube_config
 
         try:

@@ -32,7 +32,7 @@ def test_whoever_needs_the_real_modules_gets_them():
     assert said[1].startswith("3.")
 
 
-def test_the_cluster_is_reached_without_the_classes_of_typed_answers(tmp_path):
+def test_the_cluster_is_reached_without_what_that_does_not_need(tmp_path):
     config = {"current-context": "x", "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
               "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:9"}}], "users": [{"name": "u", "user": {"token": "t"}}]}
     (tmp_path / "config").write_text(json.dumps(config))
@@ -40,10 +40,15 @@ def test_the_cluster_is_reached_without_the_classes_of_typed_answers(tmp_path):
 import sys
 from pathlib import Path
 from runbook.clients.cluster import Cluster
-print(Cluster("p", Path({str(tmp_path / "config")!r})).server, "pydantic" in sys.modules)
+print(Cluster("p", Path({str(tmp_path / "config")!r})).server, {{"pydantic", "oauthlib", "requests", "websocket"}} & sys.modules.keys())
+from kubernetes.config import kube_config
+kube_config.oauthlib.oauth2.rfc6749.errors.InvalidClientIdError
+from kubernetes.dynamic import DynamicClient
+from kubernetes.stream import ws_client
 from pydantic import BaseModel
-print(BaseModel.__module__)""")
-    assert said == ["https://127.0.0.1:9", "False", "pydantic.main"]
+print(*(each.__module__ for each in (kube_config.OAuth2Session(client_id="x").__class__, DynamicClient, ws_client.WSClient, BaseModel)))""")
+    assert said == ["https://127.0.0.1:9", "set()", "requests_oauthlib.oauth2_session", "kubernetes.dynamic.client",
+                    "kubernetes.stream.ws_client", "pydantic.main"]
 
 
 def started(*words):
