@@ -16,8 +16,9 @@ FEWER_WORDS_OF_CODE = """() => {
 }"""
 """Leaves the first word of code of each colour: axe would look at thousands of them. Single signs it never judges."""
 # A text looks like another when its own letters and all that lies behind them do: of each look, the first text is enough.
-LOOKS_OF_TEXTS = """window.looks = () => {
+LOOKS_OF_TEXTS = """window.markLooks = () => {
     const first = new Map();
+    document.querySelectorAll("[data-look]").forEach(one => one.removeAttribute("data-look"));
     for (const one of document.querySelectorAll("body *")) {
         if (![...one.childNodes].some(node => node.nodeType === 3 && node.data.trim().length > 1) || !one.checkVisibility()) continue;
         const own = getComputedStyle(one), look = [own.color, own.fontSize, own.fontWeight];
@@ -29,8 +30,9 @@ LOOKS_OF_TEXTS = """window.looks = () => {
         const key = look.join();
         if (!first.has(key)) first.set(key, one);
     }
-    return [...first.values()];
-}"""
+    first.forEach(one => one.setAttribute("data-look", ""));
+}
+axe.configure({ rules: [{ id: "color-contrast", selector: "[data-look]" }] });"""
 
 
 def prepare(page: Page) -> None:
@@ -44,10 +46,7 @@ def violations(page: Page, *, only_colours: bool = False) -> dict[str, Any]:
         page.evaluate(AXE_SCRIPT)
         page.evaluate(LOOKS_OF_TEXTS)
     found = page.evaluate("""async ([rules, onlyColours]) => {
-        const texts = looks(), options = { resultTypes: ["violations"] };
-        const most = onlyColours ? { violations: [] }
-            : await axe.run({ ...options, runOnly: rules, rules: { "color-contrast": { enabled: false } } });
-        const colours = await axe.run({ include: texts }, { ...options, runOnly: ["color-contrast"] });
-        return [...most.violations, ...colours.violations];
+        markLooks();
+        return (await axe.run({ resultTypes: ["violations"], runOnly: onlyColours ? ["color-contrast"] : rules })).violations;
     }""", [WCAG, only_colours])
     return {one["id"]: (one["nodes"][0]["target"], one["nodes"][0]["failureSummary"]) for one in found}

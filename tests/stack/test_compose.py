@@ -92,7 +92,7 @@ def silent(_line: str) -> None:
 @pytest.fixture
 def docker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Docker]:
     """An engine of this test's own, nothing up."""
-    monkeypatch.setattr(project, "PAUSE", 0.05)
+    monkeypatch.setattr(project, "PAUSE", 0.3)
     made_here = made(monkeypatch)
     yield made_here
     removed(made_here)
@@ -102,7 +102,7 @@ def docker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Docker]:
 def contained() -> Iterator[tuple[Docker, Stack]]:
     """A compose stack, up."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(project, "PAUSE", 0.05)
+        patch.setattr(project, "PAUSE", 0.3)
         docker = made(patch)
         try:
             commands.up(docker.state, silent, "compose")
@@ -468,19 +468,23 @@ class Report:
     skipped: dict[str, str]
 
 
-def on_containers(file: str, folder: Path, seconds: float) -> Report:
+FIXTURES = "compose/check_fixtures.py"
+
+
+def on_containers(folder: Path, seconds: float, *files: str) -> Report:
     report = folder / "junit.xml"
     environment = {name: value for name, value in os.environ.items() if name not in {"RUNBOOK_STATE", "RUNBOOK_TEST_STATE"}}
     done = subprocess.run([sys.executable, "-m", "pytest", "--stack=compose", "-p", "no:cacheprovider", "--tb=short",
-                           f"--junitxml={report}", str(ROOT / "tests" / file)], cwd=ROOT, env=environment, capture_output=True,
-                          text=True, check=False, timeout=seconds)
+                           f"--junitxml={report}", *(str(ROOT / "tests" / file) for file in files)],
+                          cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=seconds)
     cases = {case.attrib["name"]: list(case) for case in ET.parse(report).iter("testcase")}
     skipped = {name: child.attrib["message"] for name, children in cases.items() for child in children if child.tag == "skipped"}
     bad = {name for name, children in cases.items() if any(child.tag in {"failure", "error"} for child in children)}
     return Report(done.returncode, done.stdout + done.stderr, cases.keys() - skipped.keys() - bad, skipped)
 
 
-SKIPPED = {"test_the_second_run_changes_nothing_and_writes_nothing": ("audit", "inside"),
+SKIPPED = {"test_that_needs_what_is_not_there": ("databases",),
+           "test_the_second_run_changes_nothing_and_writes_nothing": ("audit", "inside"),
            "test_a_wrong_instance_file_gets_one_sentence_with_its_line": ("audit",),
            "test_the_doctor_finds_nothing_wrong_with_what_is_well_and_looks_up_what_is_pasted": ("addresses",),
            "test_no_secret_leaves_its_place": ("inside",), "test_a_secret_that_leaves_its_place_would_be_seen": ("inside",),
@@ -489,14 +493,17 @@ SKIPPED = {"test_the_second_run_changes_nothing_and_writes_nothing": ("audit", "
 
 
 @pytest.mark.timeout(3000)
-def test_the_whole_guide_runs_on_containers_but_for_what_they_do_not_give(docker: Docker, tmp_path: Path) -> None:
+def test_the_whole_guide_runs_on_containers_but_for_what_they_do_not_give(docker: Docker, tmp_path: Path,
+                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
     """The same file as on the embedded stack, with builds by the engine, images handed to MicroShift, and pods there."""
-    report = on_containers("test_guide.py", tmp_path, 2900)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as some continuous integrations have it
+    report = on_containers(tmp_path, 2900, "test_guide.py", FIXTURES)
     assert report.code == 0, report.output
+    assert report.skipped.pop("test_that_does_not_say_what_it_needs") == "it does not say what it needs: @pytest.mark.needs(…)"
     assert {name.partition("[")[0] for name in report.skipped} == SKIPPED.keys()
     for name, reason in report.skipped.items():
         assert reason == f"the compose stack does not give {gives.missing('compose', *SKIPPED[name.partition('[')[0]])}"
-    assert {"test_the_app_answers_over_https_with_its_data_in_postgresql_over_tls", "test_the_websocket_echoes_through_redis",
+    assert {"test_the_session_stack_is_the_compose_stack", "test_the_app_answers_over_https_with_its_data_in_postgresql_over_tls", "test_the_websocket_echoes_through_redis",
             "test_a_build_whose_assemble_fails_says_so_and_the_old_app_serves_on"} <= report.passed
     assert len(report.passed) > 15
     # The engine built, and what it built reached MicroShift under the name that the Deployment has.
@@ -505,26 +512,13 @@ def test_the_whole_guide_runs_on_containers_but_for_what_they_do_not_give(docker
     assert names[0] == "image-registry.openshift-image-registry.svc:5000/dev-certhelper/certification-helper:certification-helper-1"
     taken = [call[-1] for call in calls if "copy" in call and "skopeo" in call]
     assert taken and {f"containers-storage:{name}" for name in names} >= set(taken)
-    assert not (docker.folder / "own").exists()
-
-
-def test_pytest_runs_a_test_on_containers_and_skips_what_they_do_not_give(docker: Docker, tmp_path: Path,
-                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")  # as some continuous integrations have it
-    report = on_containers("compose/check_fixtures.py", tmp_path, 600)
-    assert report.code == 0, report.output
-    assert report.passed == {"test_the_session_stack_is_the_compose_stack"}
-    assert report.skipped == {
-        "test_that_needs_what_is_not_there":
-            "the compose stack does not give databases: the compose file has one PostgreSQL server",
-        "test_that_does_not_say_what_it_needs": "it does not say what it needs: @pytest.mark.needs(…)"}
-    verbs = [verb for call in docker.calls() for verb in ("up", "down") if verb in call]
+    verbs = [verb for call in calls for verb in ("up", "down") if verb in call]
     assert verbs[0] == "up" and verbs[-1] == "down" and not (docker.folder / "own").exists()
 
 
 def test_pytest_says_in_one_sentence_what_the_engine_would_not_do(docker: Docker, tmp_path: Path) -> None:
     docker.fault(up="no-daemon")
-    report = on_containers("compose/check_fixtures.py", tmp_path, 300)
+    report = on_containers(tmp_path, 300, FIXTURES)
     assert report.code == 1 and "docker is installed, but its engine does not answer" in report.output
 
 

@@ -53,6 +53,17 @@ def test_the_log_is_that_of_the_running_pod(site: Site) -> None:
     assert "previous terminated container" in refused.stderr
 
 
+def test_where_the_cluster_refuses_it_is_asked_first_whether_the_project_is_there(site: Site) -> None:
+    """It refuses what is not there as what is somebody else's."""
+    project = site.instance.project
+    site.change({"project": "not-there"})
+    try:
+        refused = site("app.logs", code=1).stderr
+    finally:
+        site.change({"project": project})
+    assert 'in the namespace "not-there"' in refused and "is the project there? `project.request` asks for it" in refused
+
+
 def test_a_followed_log_goes_on(site: Site) -> None:
     command = [sys.executable, "-m", "runbook", "app.logs", "--follow", f"--build={site.name}"]
     with subprocess.Popen(command, env=site.guide.environment | site.environment, cwd=ROOT, stdin=subprocess.DEVNULL, text=True,
@@ -176,7 +187,7 @@ def test_a_role_is_given_as_certhelper_keeps_it_and_taken_away(certhelper: Site)
     for role, held in (("expert", "30 True False Experts"), ("admin", "50 True True"), ("shifter", "10 False False"), ("guest", "0 False False")):
         assert certhelper.outcomes("app.admin", "--user=worker", f"--role={role}")["app.admin"]["state"] == "changed"
         assert managed(certhelper, HELD) == held
-        assert certhelper.outcomes("app.admin", "--user=worker", f"--role={role}")["app.admin"]["state"] == "unchanged"
+    assert certhelper.outcomes("app.admin", "--user=worker", f"--role={role}")["app.admin"]["state"] == "unchanged"
 
 
 def test_what_went_wrong_inside_a_pod_is_said_last(site: Site) -> None:
