@@ -39,8 +39,9 @@ def sql(site: Site, statement: str) -> list[tuple[Any, ...]]:
 
 
 def pods(site: Site) -> set[str]:
+    """Return the app's pods that are not on their way out."""
     return {pod["metadata"]["name"] for pod in site.guide.stack.api.list("Pod", site.instance.project)
-            if pod["metadata"]["labels"].get("app") == site.instance.app}
+            if pod["metadata"]["labels"].get("app") == site.instance.app and "deletionTimestamp" not in pod["metadata"]}
 
 
 def test_the_log_is_that_of_the_running_pod(site: Site) -> None:
@@ -213,8 +214,7 @@ def test_a_restart_makes_fresh_pods_without_a_gap_and_leaves_nothing_to_do(site:
     before = pods(site)
     with site.visited() as answers:
         site("app.restart")
-    live = {pod["metadata"]["name"] for pod in site.guide.stack.api.list("Pod", site.instance.project)
-            if pod["metadata"]["labels"].get("app") == site.instance.app and "deletionTimestamp" not in pod["metadata"]}
+    live = pods(site)
     assert len(live) == len(before) and not live & before
     assert set(answers) == {200}
     assert {s["state"] for s in site.outcomes("guide.status").values()} <= {"done", "not wanted"}
