@@ -224,7 +224,7 @@ def _reload(state: State) -> str:
     with socket.socket(socket.AF_UNIX) as master:
         master.settimeout(RELOAD)
         try:
-            master.connect(str(state.path(*haproxy.MASTER.split("/"))))
+            master.connect(str(state.root / haproxy.MASTER))
             master.sendall(b"reload\n")
             return b"".join(iter(lambda: master.recv(65536), b"")).decode(errors="replace")
         except OSError:

@@ -82,7 +82,8 @@ case "$*" in
     *"-m venv"*) echo made >> "$0.log"; mkdir -p "$RUNBOOK_VENV/bin"; cp "$0" "$RUNBOOK_VENV/bin/python"
                  until [ -e "$0.go" ]; do sleep 0.05; done ;;
     *"pip config get"*) echo "https://index.of.pip/simple" ;;
-    *locks/uv.txt) printf '#!/bin/sh\n%s\n' "$UV" > "$RUNBOOK_VENV/bin/uv"; chmod +x "$RUNBOOK_VENV/bin/uv" ;;
+    *locks/uv.txt) [ "$UV" ] || exit 1
+                   printf '#!/bin/sh\n%s\n' "$UV" > "$RUNBOOK_VENV/bin/uv"; chmod +x "$RUNBOOK_VENV/bin/uv" ;;
     *"-m pip"*) echo "pip $*" >> "$RUNBOOK_VENV/asked" ;;
     *__main__.py*) echo ran "$@" ;;
 esac
@@ -127,7 +128,7 @@ def test_two_at_once_make_one_environment_and_one_that_was_killed_is_made_again(
 
 @pytest.mark.parametrize(("uv", "asked"), [
     ('echo "uv $UV_DEFAULT_INDEX $*" >> "$VIRTUAL_ENV/asked"', ["uv https://index.of.pip/simple pip install"]),
-    ("exit 2", ["pip -m pip --disable-pip-version-check install"])])
+    *((uv, ["pip -m pip --disable-pip-version-check install"]) for uv in ("exit 2", ""))], ids=["it can", "it cannot", "there is none"])
 def test_the_packages_are_installed_by_uv_and_where_it_cannot_by_pip(tmp_path, uv, asked):
     (tmp_path / "python.go").touch()
     environment = {key: value for key, value in with_python(tmp_path).items() if key not in {"UV_DEFAULT_INDEX", "PIP_INDEX_URL"}}
