@@ -8,7 +8,7 @@ Differs: an image is a folder below the state folder, not layers in a registry, 
 files. Every tag of `python` is the Python that runs the stack, whatever its number says, and has neither compilers nor
 libraries that the machine has not; its scripts know pip with requirements.txt, setup.py and pyproject.toml, but not
 pipenv and micropipenv, and gunicorn gets no settings but address, access log and APP_CONFIG. Requirements that are
-pinned by hash are installed once and copied in later builds. Every tag of `redis` is the machine's or the package's
+pinned by hash are installed once, and later images lie over them. Every tag of `redis` is the machine's or the package's
 Redis, and every tag of `nginx` the machine's or the package's nginx, without the modules and the source-to-image scripts
 that the real image has: it runs what a pod's command says. What assemble writes outside /opt/app-root is lost. Other
 images cannot be pulled.
@@ -27,7 +27,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +53,7 @@ class Image:
     digest: str
     """`sha256:` and 64 hexadecimal digits."""
     layers: tuple[tuple[Path, str], ...]
-    """(folder, mount point): the node puts a fresh writable overlay over each at every start of a container."""
+    """(folder, mount point), the lowest first: the node puts a fresh writable overlay over them at every start of a container."""
     binds: tuple[tuple[Path, str], ...]
     """(file or folder, mount point): mounted read-only."""
     env: Mapping[str, str]
@@ -134,15 +134,16 @@ def internal_reference(namespace: str, stream: str, digest: str) -> str:
 
 
 def keep(state: State, folder: Path, *, layers: Mapping[str, str], binds: Mapping[str, str], env: Mapping[str, str],
-         command: tuple[str, ...], working_dir: str, labels: Mapping[str, str]) -> str:
+         command: tuple[str, ...], working_dir: str, labels: Mapping[str, str], below: Mapping[str, str]) -> str:
     """Make a filled folder an image and return its digest; the folder is moved away, whole or not at all.
 
-    `layers` and `binds` map the folder's subfolders to mount points.
+    `layers` and `binds` map the folder's subfolders to mount points. `below` names the content of subfolders that
+    are not looked into, as they hold what an earlier image or build made.
     """
     about = {"layers": dict(layers), "binds": dict(binds), "env": dict(env), "command": list(command),
-             "workingDir": working_dir, "labels": dict(labels)}
+             "workingDir": working_dir, "labels": dict(labels), "below": dict(below)}
     content = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    _hash_tree(folder, content)
+    _hash_tree(folder, content, leave=below)
     digest = f"sha256:{content.hexdigest()}"
     (folder / "image.json").write_text(json.dumps(about, indent=1))
     target = image_folder(state, digest)
@@ -163,10 +164,13 @@ def _digest(name: str) -> str:
     return f"sha256:{content.hexdigest()}"
 
 
-def _hash_tree(folder: Path, content: hashlib._Hash) -> None:
-    """Add a tree's names, modes and contents to a hash. Byte code is left out: it carries the time it was made."""
+def _hash_tree(folder: Path, content: hashlib._Hash, leave: Container[str] = ()) -> None:
+    """Add a tree's names, modes and contents to a hash, but for those of some folders at its top.
+
+    Byte code is left out: it carries the time it was made.
+    """
     for path, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if name != "__pycache__")
+        folders[:] = sorted(name for name in folders if name != "__pycache__" and not (Path(path) == folder and name in leave))
         for name in sorted((*folders, *files)):
             file = Path(path, name)
             about = file.lstat()
@@ -243,6 +247,8 @@ def _make_python(state: State, folder: Path) -> None:
         raise StackError(f"the Python image cannot be made: {' '.join((made.stderr or made.stdout).split())}; "
                          f"{machine_python()} needs its module venv, and bubblewrap needs user namespaces")
     _copy_scripts("python", root / "bin", "fix-permissions", "init-wrapper")
+    # Here once, and not again in the layer of each image.
+    subprocess.run([str(root / "bin" / "fix-permissions"), str(root)], check=True)
 
 
 def _python_needs() -> list[str]:

@@ -11,9 +11,10 @@ seccomp and SELinux are not applied; inside, every file of the image belongs to 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,16 +64,19 @@ def user_of(namespace: str) -> int:
 
 def command(state: State, argv: Sequence[str], *, user: int, layers: Iterable[tuple[Path, str]] = (),
             mounts: Iterable[Mount] = (), working_dir: str = "/", hosts: Path | None = None, hostname: str = "",
-            host_network: bool = False, info_fd: int | None = None) -> list[str]:
+            host_network: bool = False, info_fd: int | None = None,
+            kept: Mapping[str, tuple[Path, Path]] | None = None) -> list[str]:
     """Return the command line that runs `argv` in a sandbox; the environment is that of the process that starts it.
 
-    `layers` are folders (of an image) that get a fresh writable layer at their mount point, `mounts` stand over them.
+    `layers` are folders (of an image) that get a fresh writable layer at their mount point, `mounts` stand over them;
+    several at one mount point lie upon each other, the lowest first. `kept` names, by mount point, a folder that takes
+    what is written there, and an empty one beside it for the kernel.
     `hosts` is the file to use as /etc/hosts (the machine's own when not given). `host_network` adds what the machine
     knows about reaching the Internet; the network itself is the caller's. On `info_fd` bubblewrap writes the process id
     of the program. Raises StackError when there is no bubblewrap.
     """
     mounts = sorted(mounts, key=lambda mount: mount.target.count("/"))
-    layers = sorted(layers, key=lambda layer: layer[1].count("/"))
+    layers = sorted(layers, key=lambda layer: (layer[1].count("/"), layer[1]))
     words = [str(binaries.find("bwrap").path), "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts",
              "--as-pid-1", "--die-with-parent", "--uid", str(user), "--gid", "0"]
     if info_fd is not None:
@@ -95,8 +99,10 @@ def command(state: State, argv: Sequence[str], *, user: int, layers: Iterable[tu
             words += ["--perms", "0755", "--dir", parent]
     for prefix in pythons:
         words += ["--ro-bind", prefix, prefix]
-    for layer, target in layers:
-        words += ["--overlay-src", str(layer), "--tmp-overlay", target]
+    for target, group in itertools.groupby(layers, key=lambda layer: layer[1]):
+        for layer, _ in group:
+            words += ["--overlay-src", str(layer)]
+        words += ["--overlay", *map(str, kept[target]), target] if kept and target in kept else ["--tmp-overlay", target]
     for mount in mounts:
         words += ["--bind" if mount.writable else "--ro-bind", str(mount.source), mount.target]
     shell, bash = (Path(name).resolve() for name in ("/bin/sh", "/bin/bash"))

@@ -17,12 +17,12 @@ from typing import Any
 
 from stack import catalogue, sandbox
 from stack.api import Api, ApiError, Manifest
-from stack.builder import source
+from stack.builder import layers, source
 from stack.builder.clock import now
 from stack.builder.errors import BuildError, CancelledError
 from stack.builder.streams import Streams
 from stack.sandbox import Mount
-from stack.state import REGISTRY, State, cache_root
+from stack.state import REGISTRY, State
 
 DEADLINE = 1800
 """Seconds that a build may take when its `completionDeadlineSeconds` says nothing."""
@@ -33,7 +33,6 @@ SNIPPET = 10
 PASSED_ON = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
 """Settings of this machine for reaching package indexes that builds get, like those whose names begin with PIP_."""
 
-PIP_CACHE = "/var/cache/pip"
 PIP_CONF = "/run/pip.conf"
 
 ASSEMBLE = 'code=0; "$0" || code=$?; rm -f -- "$@"; exit $code'
@@ -124,7 +123,7 @@ class Run:
             self._log(f"Successfully pushed {REGISTRY}/{name.rpartition(':')[0]}@{digest}\nPush successful")
             return digest
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            layers.remove(folder)
 
     def _look_for_builder(self, reference: str) -> None:
         """See that the builder image can be used; raises BuildError when it cannot."""
@@ -163,13 +162,12 @@ class Run:
         return labels
 
     def _assemble(self, context: Path, folder: Path, *, environment: Mapping[str, str], commit: source.Commit) -> dict[str, Any]:
-        """Run assemble on a copy of the builder image; return what the new image is, as `catalogue.keep` wants it."""
+        """Run assemble over the builder image; return what the new image is, as `catalogue.keep` wants it."""
         builder = catalogue.resolve(self._state, self.build["spec"]["strategy"]["sourceStrategy"]["from"]["name"])
         assert builder  # noqa: S101 - looked for before
-        base = next(folder for folder, target in builder.layers if target == catalogue.APP_ROOT)
         image = folder / "image"
+        work = layers.prepare(self._state, builder, context, image, folder / "work")
         root, scripts, temporary = image / "app-root", image / "scripts", folder / "tmp"
-        shutil.copytree(base, root, symlinks=True)
         scripts.mkdir()
         temporary.mkdir()
         shutil.rmtree(folder / "checkout" / ".git")
@@ -177,14 +175,14 @@ class Run:
             if script.is_file():
                 shutil.copy(script, scripts / script.name, follow_symlinks=False)
                 (scripts / script.name).chmod(0o755)
-        mounts = [Mount(root, catalogue.APP_ROOT, writable=True), Mount(temporary, "/tmp", writable=True),  # noqa: S108
+        mounts = [*work.mounts, Mount(temporary, "/tmp", writable=True),  # noqa: S108
                   Mount(context, "/tmp/src", writable=True), Mount(scripts, "/tmp/scripts"),  # noqa: S108
                   *(Mount(source, target) for source, target in builder.binds)]
         secrets, secret_mounts = self._inject_secrets(root, folder)
         env = {**builder.env, **self._own_environment(context, environment, commit)}
         assemble = "/tmp/scripts/assemble" if (scripts / "assemble").exists() else f"{catalogue.S2I}/assemble"  # noqa: S108
-        code = self._execute(["bash", "-c", ASSEMBLE, assemble, *secrets], env, [*mounts, *secret_mounts],
-                             working_dir=catalogue.HOME)
+        code = self._execute(["bash", "-c", ASSEMBLE, assemble, *secrets], {**env, **work.environment}, [*mounts, *secret_mounts],
+                             working_dir=catalogue.HOME, layers=work.lower, kept=work.kept)
         if code:
             full = "No space left on device" in self._tail(50)
             raise BuildError("AssembleFailed", f"Assemble script failed: it ended with exit code {code}."
@@ -195,7 +193,7 @@ class Run:
         # The builder image's own read-only parts are copied: the image must outlive a newer builder image.
         for number, (bound, _) in enumerate(builder.binds):
             shutil.copytree(bound, image / f"bind-{number}", symlinks=True)
-        return {"layers": {"app-root": catalogue.APP_ROOT} | ({"scripts": "/tmp/scripts"} if own_run else {}),  # noqa: S108
+        return {"layers": dict(work.layers) | ({"scripts": "/tmp/scripts"} if own_run else {}), "below": work.below,  # noqa: S108
                 "binds": {f"bind-{number}": target for number, (_, target) in enumerate(builder.binds)},
                 "env": env, "labels": self._labels(commit), "working_dir": builder.working_dir,
                 "command": ("/tmp/scripts/run" if own_run else f"{catalogue.S2I}/run",)}  # noqa: S108
@@ -258,16 +256,14 @@ class Run:
         return files, mounts
 
     def _execute(self, argv: list[str], environment: Mapping[str, str], mounts: list[Mount],
-                 working_dir: str = "/tmp") -> int:  # noqa: S108 - in the sandbox
+                 working_dir: str = "/tmp", **options: Any) -> int:  # noqa: S108 - in the sandbox
         """Run a command in a sandbox in the machine's network, its output into the log; return its exit code."""
-        cache = cache_root() / "pip"
-        cache.mkdir(parents=True, exist_ok=True)
         machine, machine_mounts = _machine_settings()
         command = sandbox.command(
             self._state, argv, user=catalogue.BUILD_USER, working_dir=working_dir, host_network=True,
             hosts=_hosts(self._state), hostname=f"{self.name}-build"[:63],
-            mounts=[*mounts, Mount(cache, PIP_CACHE, writable=True), *machine_mounts])
-        everything = {**sandbox.ENVIRONMENT, "GIT_SSL_CAINFO": sandbox.CA_BUNDLE, "PIP_CACHE_DIR": PIP_CACHE,
+            mounts=[*mounts, *machine_mounts], **options)
+        everything = {**sandbox.ENVIRONMENT, "GIT_SSL_CAINFO": sandbox.CA_BUNDLE, "PIP_CACHE_DIR": layers.PIP_CACHE,
                       "PIP_DISABLE_PIP_VERSION_CHECK": "1", **machine, **environment}
         return self._run(command, everything)
 

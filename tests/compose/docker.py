@@ -395,13 +395,11 @@ class Recipe:
             shutil.copytree(bound, self.folder / f"bind-{number}", symlinks=True)
             binds[f"bind-{number}"] = target
         (self.folder / "about.json").write_text(json.dumps({
-            "name": self.name, "layers": {"app-root": catalogue.APP_ROOT} | scripts, "binds": binds, "env": self.builder.env | self.env,
+            "name": self.name, "layers": {"app-root": catalogue.APP_ROOT} | scripts, "below": {}, "binds": binds, "env": self.builder.env | self.env,
             "labels": self.labels, "working_dir": self.builder.working_dir, "command": self.command}))
         return 0
 
     def _from(self, reference: str) -> int:
-        import shutil
-
         from stack import catalogue
 
         found = catalogue.resolve(self.own, reference)
@@ -409,8 +407,6 @@ class Recipe:
             print(f"ERROR: failed to resolve source metadata for {reference}: manifest unknown", file=sys.stderr)
             return 1
         self.builder = found
-        base = next(folder for folder, target in found.layers if target == catalogue.APP_ROOT)
-        shutil.copytree(base, self.folder / "app-root", symlinks=True)
         return 0
 
     def _user(self, name: str) -> None:
@@ -435,6 +431,7 @@ class Recipe:
 
     def _run(self, rest: str) -> int:
         from stack import catalogue, sandbox
+        from stack.builder import layers
         from stack.builder import run as builds
         from stack.sandbox import Mount
 
@@ -444,8 +441,9 @@ class Recipe:
             return 0
         assert self.user == "1001"
         words = rest.split()
-        mounts = [Mount(self.folder / "app-root", catalogue.APP_ROOT, writable=True),
-                  Mount(self.folder / "src", "/tmp/src", writable=True), *(Mount(*each) for each in self.builder.binds)]
+        # What becomes an archive is a copy: an archive knows nothing of what is removed from a layer below.
+        work = layers.prepare(self.own, self.builder, self.folder / "src", self.folder, None)
+        mounts = [*work.mounts, Mount(self.folder / "src", "/tmp/src", writable=True), *(Mount(*each) for each in self.builder.binds)]
         if "/tmp/scripts" in self.copied:
             mounts.append(Mount(self.folder / "scripts", "/tmp/scripts"))
         for word in words[:-1]:
@@ -453,13 +451,11 @@ class Recipe:
             place = self.folder / "app-root" / Path(about["target"]).relative_to(catalogue.APP_ROOT)
             place.parent.mkdir(parents=True, exist_ok=True)
             mounts.append(Mount(self.secrets[about["id"]], about["target"]))
-        cache = builds.cache_root() / "pip"
-        cache.mkdir(parents=True, exist_ok=True)
         machine, more = builds._machine_settings()
         argv = sandbox.command(self.own, [words[-1]], user=1001, working_dir=catalogue.HOME, host_network=True,
-                               mounts=[*mounts, Mount(cache, builds.PIP_CACHE, writable=True), *more])
-        environment = {**sandbox.ENVIRONMENT, "PIP_CACHE_DIR": builds.PIP_CACHE, "PIP_DISABLE_PIP_VERSION_CHECK": "1", **machine,
-                       **self.builder.env, **self.env}
+                               mounts=[*mounts, *more])
+        environment = {**sandbox.ENVIRONMENT, "PIP_CACHE_DIR": layers.PIP_CACHE, "PIP_DISABLE_PIP_VERSION_CHECK": "1", **machine,
+                       **self.builder.env, **self.env, **work.environment}
         return subprocess.run(argv, env=environment, check=False).returncode
 
 

@@ -25,8 +25,9 @@ from urllib.parse import urlsplit
 import pytest
 import urllib3
 
-from stack import catalogue, commands
+from stack import catalogue, commands, sandbox
 from stack.api import Api, ApiError, Manifest, wait_until
+from stack.builder import layers
 from stack.builder.streams import HISTORY
 from stack.state import MEMBER, REGISTRY
 
@@ -538,26 +539,82 @@ def test_a_builder_that_dies_leaves_a_failed_build_and_no_half_image(project: Pr
     assert wait_until(lambda: project.completed("app"), "the next build", 60)["metadata"]["name"] == "app-2"
 
 
-def test_requirements_pinned_by_hash_are_installed_once(project: Project, git: GitServer) -> None:
-    repository = Repository(git, "locked")
-    name = f"canary{secrets.token_hex(4)}"
-    wheel = repository.path / f"{name}-1-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as file:
-        file.writestr(f"{name}.py", "")
-        file.writestr(f"{name}-1.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
-        file.writestr(f"{name}-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        file.writestr(f"{name}-1.dist-info/RECORD", "")
-    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    pinned = f"{name} @ file:///opt/app-root/src/{wheel.name} --hash=sha256:{digest}\n"
-    repository.commit({**APP, "requirements.txt": pinned})
-    project.config("app", repository.uri)
-    first, second = project.completed("app"), project.completed("app")
-    assert "Successfully installed" in project.log(first)
-    assert "copied from there" in project.log(second)
-    found = [sorted(str(path.relative_to(project.image(build) / "app-root"))
-                    for path in (project.image(build) / "app-root").rglob(f"{name}*")) for build in (first, second)]
-    assert found[0] == found[1]
-    assert any(path.endswith(f"site-packages/{name}.py") for path in found[0])
+class Pinned:
+    """A repository whose requirements are one package, which nobody else has, pinned by its hash."""
+
+    def __init__(self, git: GitServer, project: Project) -> None:
+        self.project, self.repository = project, Repository(git, f"locked{secrets.token_hex(4)}")
+        self.name = f"canary{secrets.token_hex(4)}"
+        wheel = self.repository.path / f"{self.name}-1-py3-none-any.whl"
+        with zipfile.ZipFile(wheel, "w") as file:
+            file.writestr(f"{self.name}.py", "")
+            file.writestr(f"{self.name}-1.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {self.name}\nVersion: 1\n")
+            file.writestr(f"{self.name}-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            file.writestr(f"{self.name}-1.dist-info/RECORD", "")
+        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        self.requirements = f"{self.name} @ file:///opt/app-root/src/{wheel.name} --hash=sha256:{digest}\n"
+
+    def build(self, **files: str) -> tuple[Manifest, str]:
+        """Build it with some files changed; return the build and whether its packages were `installed` or `here already`."""
+        self.repository.commit({**APP, "requirements.txt": self.requirements, **files})
+        build = self.project.completed("app")
+        said = {word for word in ("Successfully installed", "here already") if word in self.project.log(build)}
+        assert len(said) == 1, self.project.log(build)
+        return build, said.pop()
+
+    def files(self, build: Manifest) -> dict[str, Path]:
+        """Return the package's files as a container sees them: by path, and where they are."""
+        image = catalogue.resolve(self.project.stack.state, f"app@{build['status']['output']['to']['imageDigest']}")
+        assert image
+        return {str(path.relative_to(folder)): path for folder, target in image.layers if target == catalogue.APP_ROOT
+                for path in folder.rglob(f"{self.name}*") if not path.name.endswith(".whl")}
+
+
+@pytest.fixture
+def pinned(project: Project, git: GitServer) -> Pinned:
+    made = Pinned(git, project)
+    project.config("app", made.repository.uri)
+    return made
+
+
+def test_requirements_pinned_by_hash_are_installed_once_and_not_copied(pinned: Pinned) -> None:
+    (first, before), (second, after), (third, again) = pinned.build(), pinned.build(), pinned.build(version="two")
+    assert (before, after, again) == ("Successfully installed", "here already", "here already")
+    assert pinned.files(first).keys() == pinned.files(second).keys()
+    (name,) = [name for name in pinned.files(second) if name.endswith(f"site-packages/{pinned.name}.py")]
+    assert pinned.files(second)[name].samefile(pinned.files(third)[name]), "it is one file with two names"
+
+
+def test_what_is_kept_of_requirements_is_theirs_alone(pinned: Pinned) -> None:
+    """An assemble that installs something first, or changes requirements.txt, gets what it asks for each time."""
+    own = "#!/bin/bash\nset -e\n{}\nexec /usr/libexec/s2i/assemble\n"
+    first = {".s2i/bin/assemble": own.format("touch /opt/app-root/lib/installed-before")}
+    assert [pinned.build(**first)[1] for _ in range(2)] == ["Successfully installed"] * 2
+    changed = {".s2i/bin/assemble": own.format("echo '# changed' >> /tmp/src/requirements.txt")}
+    assert [pinned.build(**changed)[1] for _ in range(2)] == ["Successfully installed"] * 2
+
+
+@pytest.mark.parametrize("overlay", [True, False])
+def test_assemble_works_on_a_copy_where_writes_cannot_be_kept_beside(project: Project, tmp_path: Path, overlay: bool) -> None:
+    state = project.stack.state
+    builder = catalogue.resolve(state, "registry.access.redhat.com/ubi9/python-312:latest")
+    assert builder
+    assert layers.keeps_writes(state), "the tests' own folder can"
+    folder = tmp_path / "build"
+    folder.mkdir()
+    work = layers.prepare(state, builder, tmp_path, folder / "image", folder / "work" if overlay else None)
+    argv = sandbox.command(state, ["sh", "-c", "python -c 'import pip' && rm bin/pip && echo made >src/made"], user=catalogue.BUILD_USER,
+                           layers=work.lower, kept=work.kept, mounts=work.mounts, working_dir=catalogue.APP_ROOT)
+    done = subprocess.run(argv, env=sandbox.ENVIRONMENT | dict(builder.env), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(work.layers) == (["below", "app-root"] if overlay else ["app-root"])
+    made = [(folder / "image" / name, target) for name, target in work.layers.items()]
+    seen = sandbox.command(state, ["sh", "-c", "cat src/made; ls bin"], user=1, layers=made, working_dir=catalogue.APP_ROOT)
+    said = subprocess.run(seen, env=sandbox.ENVIRONMENT, capture_output=True, text=True, check=True).stdout.split()
+    assert said[0] == "made" and "pip3" in said and "pip" not in said
+    assert all((base / "bin" / "pip").exists() for base, _ in builder.layers), "the builder image is as it was"
+    layers.remove(folder)
+    assert not folder.exists()
 
 
 def test_twenty_starts_at_once_give_twenty_builds(project: Project, app: Repository) -> None:

@@ -72,7 +72,7 @@ def test_everything_else_cannot_be_pulled(state: State, reference: str) -> None:
 def test_an_image_is_named_by_its_content(state: State) -> None:
     state.images.mkdir(exist_ok=True)
     about: dict[str, Any] = {"layers": {"layer": "/opt/app-root"}, "binds": {}, "env": {"A": "1"}, "command": ("run",),
-                             "working_dir": "/", "labels": {}}
+                             "working_dir": "/", "labels": {}, "below": {}}
 
     def keep(content: str, **changes: Any) -> str:
         folder = state.images / f".build-{secrets.token_hex(4)}"
@@ -84,6 +84,8 @@ def test_an_image_is_named_by_its_content(state: State) -> None:
     first = keep("one")
     assert keep("one") == first
     assert len({first, keep("two"), keep("one", env={"A": "2"}), keep("one", command=("walk",))}) == 4
+    named = keep("one", below={"layer": "a name"})
+    assert named == keep("two", below={"layer": "a name"}) != keep("two", below={"layer": "another"})
     assert list(state.images.glob(".build-*")) == []
     kept = image(state, f"{REGISTRY}/p/app@{first}")
     assert (kept.env, kept.command, [target for _, target in kept.layers]) == ({"A": "1"}, ("run",), ["/opt/app-root"])

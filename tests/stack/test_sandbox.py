@@ -78,6 +78,23 @@ def test_layers_are_fresh_at_each_start_and_mounts_lie_over_them(state: State, t
     assert not (data / "x").exists()
 
 
+def test_layers_lie_upon_each_other_and_what_is_written_can_be_kept(state: State, tmp_path: Path) -> None:
+    lower, upper, written, work = (tmp_path / name for name in ("lower", "upper", "written", "work"))
+    for folder in (lower, upper, written, work):
+        folder.mkdir()
+    (lower / "both").write_text("hidden")
+    (upper / "both").write_text("upper")
+    (lower / "gone").write_text("lower")
+    layers = [(lower, "/opt/app-root"), (upper, "/opt/app-root")]
+    said = run(state, "sh", "-c", "cd /opt/app-root; cat both gone; rm gone; echo new >made", layers=layers,
+               kept={"/opt/app-root": (written, work)})
+    assert said == "upperlower"
+    assert (written / "made").read_text() == "new\n" and (lower / "gone").exists()
+    above = [*layers, (written, "/opt/app-root")]
+    assert run(state, "sh", "-c", "ls /opt/app-root; echo more >/opt/app-root/made", layers=above).split() == ["both", "made"]
+    assert (written / "made").read_text() == "new\n"
+
+
 def test_the_local_authority_is_trusted_beside_the_systems_own(state: State) -> None:
     count = ("import ssl; c = ssl.create_default_context(); names = [str(x['subject']) for x in c.get_ca_certs()]; "
              "print(len(names), any('local stack' in x for x in names))")
