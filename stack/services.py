@@ -197,7 +197,8 @@ def namespaces() -> list[str]:
 
 
 KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "KUBEBUILDER_ASSETS", "XDG_CACHE_HOME", "XDG_STATE_HOME", "RUNBOOK_CACHE",
-        "RUNBOOK_BACKOFF")
+        "RUNBOOK_BACKOFF", "GOGC")
+"""Variables of the caller that reach the parts; GOGC trades the control plane's memory for processor time."""
 NETWORK = ("PIP_", "UV_", "GIT_", "SSL_CERT_", "REQUESTS_CA_BUNDLE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
 """Beginnings of variables that say how this machine reaches package indexes and Git servers."""
 
