@@ -1,8 +1,7 @@
 #!/bin/bash
-# Starts the app in its pod. Strict, so that a failed migration stops the pod instead of serving from a broken database.
+# Starts the app in its pod: static files, migrations, then daphne. A failed migration stops the pod instead of serving from
+# a broken database.
 set -euo pipefail
 
-python manage.py prepare
-
-# exec: daphne becomes process 1 and gets SIGTERM, so that a pod stops at once and not after its grace period.
-exec daphne -b 0.0.0.0 -p 8080 --proxy-headers shiftbook.asgi:application
+# exec: the server becomes process 1 and gets SIGTERM, so that a pod stops at once and not after its grace period.
+exec python manage.py serve 0.0.0.0:8080
