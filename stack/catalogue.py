@@ -27,7 +27,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,8 +94,10 @@ def resolve(state: State, reference: str) -> Image | None:
             return None
         _make(state, recipe, folder)
     kept = json.loads((folder / "image.json").read_text())
+    elsewhere = kept.get("below", {})
     return Image(reference, digest,
-                 layers=tuple((folder / name, target) for name, target in kept["layers"].items()),
+                 layers=tuple((state.images / elsewhere[name] if name in elsewhere else folder / name, target)
+                              for name, target in kept["layers"].items()),
                  binds=tuple((folder / name, target) for name, target in kept["binds"].items()),
                  env=kept["env"], command=tuple(kept["command"]), working_dir=kept["workingDir"])
 
@@ -123,6 +125,13 @@ def made_here() -> set[str]:
     return {_digest(name) for name in RECIPES}
 
 
+def below(state: State, digest: str) -> set[str]:
+    """Return the names of the folders, beside that of an image, in which its lower layers lie."""
+    about = image_folder(state, digest) / "image.json"
+    found = json.loads(about.read_text()).get("below", {}) if about.exists() else {}
+    return {str(place).partition("/")[0] for place in found.values()}
+
+
 def image_folder(state: State, digest: str) -> Path:
     """Return where the image of a digest lies or would lie."""
     return state.images / digest.replace(":", "-")
@@ -137,13 +146,13 @@ def keep(state: State, folder: Path, *, layers: Mapping[str, str], binds: Mappin
          command: tuple[str, ...], working_dir: str, labels: Mapping[str, str], below: Mapping[str, str]) -> str:
     """Make a filled folder an image and return its digest; the folder is moved away, whole or not at all.
 
-    `layers` and `binds` map the folder's subfolders to mount points. `below` names the content of subfolders that
-    are not looked into, as they hold what an earlier image or build made.
+    `layers` and `binds` map the folder's subfolders to mount points. Those that `below` names lie elsewhere: it says
+    where in the folder of all images, which is a name of their content.
     """
     about = {"layers": dict(layers), "binds": dict(binds), "env": dict(env), "command": list(command),
              "workingDir": working_dir, "labels": dict(labels), "below": dict(below)}
     content = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    _hash_tree(folder, content, leave=below)
+    _hash_tree(folder, content)
     digest = f"sha256:{content.hexdigest()}"
     (folder / "image.json").write_text(json.dumps(about, indent=1))
     target = image_folder(state, digest)
@@ -164,13 +173,10 @@ def _digest(name: str) -> str:
     return f"sha256:{content.hexdigest()}"
 
 
-def _hash_tree(folder: Path, content: hashlib._Hash, leave: Container[str] = ()) -> None:
-    """Add a tree's names, modes and contents to a hash, but for those of some folders at its top.
-
-    Byte code is left out: it carries the time it was made.
-    """
+def _hash_tree(folder: Path, content: hashlib._Hash) -> None:
+    """Add a tree's names, modes and contents to a hash. Byte code is left out: it carries the time it was made."""
     for path, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if name != "__pycache__" and not (Path(path) == folder and name in leave))
+        folders[:] = sorted(name for name in folders if name != "__pycache__")
         for name in sorted((*folders, *files)):
             file = Path(path, name)
             about = file.lstat()

@@ -1,7 +1,7 @@
 """Where assemble works: over the builder image, or over the packages that an earlier build installed on it.
 
-Requirements that are pinned by hash always give the same files. Those are kept beside pip's cache, and an image that
-needs them consists of them and of what its own build wrote: nothing is copied, and only the latter is hashed.
+Requirements that are pinned by hash always give the same files. Those are kept beside pip's cache, and once in the state
+folder of each stack whose images need them: such an image consists of them and of what its own build wrote.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +29,10 @@ BUILDER = "/run/builder-image"
 """Where a build sees what its builder image holds, when its packages may be kept."""
 
 KEPT = 3
-"""How many sets of packages are kept, those used last."""
+"""How many sets of packages are kept for later stacks, those used last."""
+
+LEFT = 86_400
+"""Seconds without use after which packages that no image lies over are removed: a build may have begun with them."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +40,9 @@ class Work:
     """What assemble works on, as `sandbox.command` and `catalogue.keep` want it."""
 
     layers: Mapping[str, str]
-    """Subfolders of the new image and their mount points, the lowest first; the last one takes what is written."""
+    """Names of the new image's layers and their mount points, the lowest first; the last one takes what is written."""
     below: Mapping[str, str] = field(default_factory=dict)
-    """Those whose content has a name already."""
+    """Where those of them lie that are not in the image's own folder."""
     lower: tuple[tuple[Path, str], ...] = ()
     kept: Mapping[str, tuple[Path, Path]] = field(default_factory=dict)
     mounts: tuple[Mount, ...] = ()
@@ -58,30 +63,30 @@ def prepare(state: State, builder: catalogue.Image, source: Path, image: Path, w
     `work` is a path beside it for the kernel, which lets writes go to a folder of their own; without one (and where
     `keeps_writes` says no) they go into a copy. Raises OSError.
     """
-    root, below = image / "app-root", image / "below"
-    base = next(layer for layer, target in builder.layers if target == catalogue.APP_ROOT)
+    root, base = image / "app-root", next(layer for layer, target in builder.layers if target == catalogue.APP_ROOT)
     key = _key(source / "requirements.txt", builder.digest)
-    installed = pip_cache() / "installed" / key
-    environment, mounts, name = {}, [Mount(pip_cache(), PIP_CACHE, writable=True)], builder.digest
+    packages = state.images / f"packages-{key}"
+    environment, mounts, lower = {}, [Mount(pip_cache(), PIP_CACHE, writable=True)], base
+    if key and _taken(pip_cache() / "installed" / key, packages):
+        environment, lower = {"STAND_IN_INSTALLED": key}, packages
+    elif key:
+        environment = {"STAND_IN_KEEP": f"{PIP_CACHE}/installed/{key}", "STAND_IN_KEPT": str(KEPT)}
+        mounts.append(Mount(base, BUILDER))
     image.mkdir(exist_ok=True)
-    if key and installed.is_dir() and _linked(installed, below):
-        os.utime(installed)
-        environment, name = {"STAND_IN_INSTALLED": key}, key
-    else:
-        if not _linked(base, below):
-            shutil.copytree(base, below, symlinks=True)
-        if key:
-            environment = {"STAND_IN_KEEP": f"{PIP_CACHE}/installed/{key}", "STAND_IN_KEPT": str(KEPT)}
-            mounts.append(Mount(base, BUILDER))
     if work and keeps_writes(state):
         for folder in (root, work):
             folder.mkdir(mode=0o775)
-        return Work({"below": catalogue.APP_ROOT, "app-root": catalogue.APP_ROOT}, {"below": name}, ((below, catalogue.APP_ROOT),),
+        return Work({"below": catalogue.APP_ROOT, "app-root": catalogue.APP_ROOT},
+                    {"below": str(lower.relative_to(state.images))}, ((lower, catalogue.APP_ROOT),),
                     {catalogue.APP_ROOT: (root, work)}, tuple(mounts), environment)
-    shutil.copytree(below, root, symlinks=True)
-    shutil.rmtree(below)
+    shutil.copytree(lower, root, symlinks=True)
     return Work({"app-root": catalogue.APP_ROOT}, mounts=(*mounts, Mount(root, catalogue.APP_ROOT, writable=True)),
                 environment=environment)
+
+
+def unclaimed(state: State) -> list[Path]:
+    """Return the folders of packages that are not needed unless an image lies over them."""
+    return [folder for folder in state.images.glob("packages-*") if time.time() - folder.stat().st_mtime > LEFT]
 
 
 @functools.cache
@@ -115,12 +120,19 @@ def _key(requirements: Path, digest: str) -> str:
     return f"{hashlib.sha256(content).hexdigest()}-{digest.removeprefix('sha256:')[:16]}"
 
 
-def _linked(folder: Path, target: Path) -> bool:
-    """Make a second name for each file of a folder; return whether that went well, leaving nothing if it did not.
+def _taken(installed: Path, packages: Path) -> bool:
+    """Return whether a stack has a set of packages, after taking it from those that are kept; it is used from now on.
 
-    It does not on another file system, or when another build removes the folder meanwhile.
+    Its files have two names then; they are copied where the two folders lie on different file systems.
     """
-    done = subprocess.run(["cp", "-a", "-l", str(folder), str(target)], capture_output=True, check=False)
-    if done.returncode:
-        shutil.rmtree(target, ignore_errors=True)
-    return done.returncode == 0
+    if not packages.exists() and installed.is_dir():
+        part = Path(tempfile.mkdtemp(prefix=".build-", dir=packages.parent))
+        with suppress(OSError):  # another build was quicker
+            if any(not subprocess.run(["cp", "-a", way, f"{installed}/.", str(part)], capture_output=True, check=False).returncode
+                   for way in ("--link", "--remove-destination")):
+                part.rename(packages)
+        shutil.rmtree(part, ignore_errors=True)
+    for folder in (installed, packages):
+        with suppress(OSError):  # of the former only those used last are kept
+            os.utime(folder)
+    return packages.is_dir()

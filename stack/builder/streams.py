@@ -18,6 +18,7 @@ from typing import Any
 
 from stack import catalogue
 from stack.api import Api, ApiError, Manifest
+from stack.builder import layers
 from stack.builder.clock import now
 from stack.state import REGISTRY, State
 
@@ -253,7 +254,7 @@ class Streams:
                 print(f"image trigger of Deployment {namespace}/{name}: {error}", flush=True)
 
     def collect_garbage(self) -> None:
-        """Remove the images that no tag remembers and nothing runs."""
+        """Remove the images that no tag remembers and nothing runs, and the packages that no image lies over."""
         with self._lock:
             folders = list(self._state.images.glob("sha256-*"))
             if not folders:  # an engine keeps them elsewhere
@@ -263,8 +264,9 @@ class Streams:
             for kind in ("Pod", "ReplicaSet", "Deployment", "Job", "CronJob"):
                 used.update(re.findall(r"sha256:[0-9a-f]{64}", json.dumps(self._api.list(kind))))
             used.update(catalogue.made_here())
-            for folder in folders:
-                if folder.name.replace("-", ":", 1) not in used:
+            names = {digest.replace(":", "-") for digest in used}.union(*(catalogue.below(self._state, digest) for digest in used))
+            for folder in [*folders, *layers.unclaimed(self._state)]:
+                if folder.name not in names:
                     gone = folder.with_name(f".build-gone-{folder.name}")
                     folder.rename(gone)
                     shutil.rmtree(gone, ignore_errors=True)

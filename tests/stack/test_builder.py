@@ -582,7 +582,23 @@ def test_requirements_pinned_by_hash_are_installed_once_and_not_copied(pinned: P
     assert (before, after, again) == ("Successfully installed", "here already", "here already")
     assert pinned.files(first).keys() == pinned.files(second).keys()
     (name,) = [name for name in pinned.files(second) if name.endswith(f"site-packages/{pinned.name}.py")]
-    assert pinned.files(second)[name].samefile(pinned.files(third)[name]), "it is one file with two names"
+    assert pinned.files(second)[name] == pinned.files(third)[name], "they lie over the same"
+    kept = next(layers.pip_cache().glob(f"installed/*/{name}"))
+    assert kept.samefile(pinned.files(second)[name]), "it is one file with two names"
+
+
+def test_packages_go_when_no_image_lies_over_them_and_no_build_may(project: Project, pinned: Pinned) -> None:
+    images = project.stack.state.images
+    pinned.build()
+    (used,) = catalogue.below(project.stack.state, pinned.build()[0]["status"]["output"]["to"]["imageDigest"])
+    left, begun = images / "packages-left", images / "packages-begun"
+    for folder in (left, begun):
+        folder.mkdir()
+    for folder in (left, images / used):
+        os.utime(folder, (0, 0))
+    pinned.build(version="another")
+    assert [(images / name).exists() for name in (used, "packages-left", "packages-begun")] == [True, False, True]
+    begun.rmdir()
 
 
 def test_what_is_kept_of_requirements_is_theirs_alone(pinned: Pinned) -> None:
@@ -608,7 +624,7 @@ def test_assemble_works_on_a_copy_where_writes_cannot_be_kept_beside(project: Pr
     done = subprocess.run(argv, env=sandbox.ENVIRONMENT | dict(builder.env), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert list(work.layers) == (["below", "app-root"] if overlay else ["app-root"])
-    made = [(folder / "image" / name, target) for name, target in work.layers.items()]
+    made = [(state.images / work.below[name] if name in work.below else folder / "image" / name, target) for name, target in work.layers.items()]
     seen = sandbox.command(state, ["sh", "-c", "cat src/made; ls bin"], user=1, layers=made, working_dir=catalogue.APP_ROOT)
     said = subprocess.run(seen, env=sandbox.ENVIRONMENT, capture_output=True, text=True, check=True).stdout.split()
     assert said[0] == "made" and "pip3" in said and "pip" not in said

@@ -84,8 +84,12 @@ def test_an_image_is_named_by_its_content(state: State) -> None:
     first = keep("one")
     assert keep("one") == first
     assert len({first, keep("two"), keep("one", env={"A": "2"}), keep("one", command=("walk",))}) == 4
-    named = keep("one", below={"layer": "a name"})
-    assert named == keep("two", below={"layer": "a name"}) != keep("two", below={"layer": "another"})
+    lower = {"lower": "/opt/app-root", "layer": "/opt/app-root"}
+    over = keep("one", layers=lower, below={"lower": "packages-one/x"})
+    assert over != keep("one", layers=lower, below={"lower": "packages-two/x"})
+    assert catalogue.below(state, over) == {"packages-one"} and catalogue.below(state, first) == set()
+    folder = catalogue.image_folder(state, over)
+    assert [place for place, _ in image(state, f"app@{over}").layers] == [state.images / "packages-one" / "x", folder / "layer"]
     assert list(state.images.glob(".build-*")) == []
     kept = image(state, f"{REGISTRY}/p/app@{first}")
     assert (kept.env, kept.command, [target for _, target in kept.layers]) == ({"A": "1"}, ("run",), ["/opt/app-root"])
