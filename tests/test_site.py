@@ -493,13 +493,18 @@ RESULTS = ".md-search-result__link:visible"
 def searched(page, text):
     """Paste a text into the search, by keyboard, and return where the results lead, best first."""
     page.evaluate("text => navigator.clipboard.writeText(text)", text)
-    # What was found before may still be there: the search says anew how much it found, also when it is as much.
-    page.evaluate("document.querySelector('.md-search-result__meta').textContent = 'Type to start'")
+    # What was found before may still be there, and how much it is may be said before it is shown.
+    page.evaluate("""() => {
+        document.querySelector(".md-search-result__meta").textContent = "Type to start";
+        document.querySelector(".md-search-result__list").replaceChildren();
+    }""")
     page.keyboard.press("/")
     page.keyboard.press("Control+a")
     page.keyboard.press("Control+v")
-    page.wait_for_function("""() => !/Initializing|Type to start/.test(
-        document.querySelector(".md-search-result__meta").textContent)""")
+    page.wait_for_function("""() => {
+        const said = document.querySelector(".md-search-result__meta").textContent;
+        return /No matching/.test(said) || document.querySelector(".md-search-result__link")?.checkVisibility();
+    }""")
     return [link.get_attribute("href") for link in page.locator(RESULTS).all()]
 
 
