@@ -228,7 +228,7 @@ def test(_c: Context, *, only: str = "", stack: str = "embedded") -> None:
     Example: invoke test
     """
     from stack import binaries
-    from tests import browser
+    from tests import browser, memory
 
     if stack != "embedded":
         _run([sys.executable, "-m", "pytest", f"--stack={stack}", "tests/test_guide.py", *(["-k", only] if only else [])])
@@ -240,8 +240,9 @@ def test(_c: Context, *, only: str = "", stack: str = "embedded") -> None:
     chosen = ["-k", only] if only else []
     # The command line is started some thousand times: a shell that forbids it to keep its bytecode would double the time.
     # The API servers collect their garbage when it is four times what they hold: a quarter less of the processor.
-    _run([sys.executable, "-m", "pytest", "--durations=15", *_workers(), f"--verified={ROOT / 'verified.json'}", *chosen],
-         {"PYTHONDONTWRITEBYTECODE": "", "GOGC": os.environ.get("GOGC", "400")})
+    with memory.folder() as temporary:
+        _run([sys.executable, "-m", "pytest", "--durations=15", *_workers(), f"--verified={ROOT / 'verified.json'}", *chosen],
+             {"PYTHONDONTWRITEBYTECODE": "", "GOGC": os.environ.get("GOGC", "400"), "TMPDIR": temporary})
 
 
 @task(auto_shortflags=False, help={"cold": "Also build the control plane, beside a bare go build."})

@@ -28,7 +28,7 @@ PIP_CACHE = "/var/cache/pip"
 BUILDER = "/run/builder-image"
 """Where a build sees what its builder image holds, when its packages may be kept."""
 
-KEPT = 3
+KEPT = 5
 """How many sets of packages are kept for later stacks, those used last."""
 
 LEFT = 86_400
