@@ -46,7 +46,10 @@ class Node:
         self._api = Api(API_SERVER, state.tokens.admin, state.ca)
         self._names = Names(state)
         self._failure: Exception | None = None
+        self._server: Server | None = None
         self._pods: dict[str, Pod] = {}
+        self._known = threading.Event()
+        """Set when every pod that was there at the start is looked after."""
         self._named = threading.Event()
         self._network = Network()
         self._shared = pods.Surroundings(self._api, state, self._network, self._names, status.Events(self._api),
@@ -57,16 +60,16 @@ class Node:
         private_network.prepare()
         self._network.clean()
         eos.clean(self._state)
-        server = Server(self._state, self._network, self.find)
         work: list[Callable[[], None]] = [
-            server.serve_forever, self._watch_pods, self._watch_services, self._watch_routes, self._watch_databases,
+            self._serve, self._watch_pods, self._watch_services, self._watch_routes, self._watch_databases,
             self._refresh_names, lambda: heartbeat.run(self._api, self._end)]
         for each in work:
             threading.Thread(target=self._guard, args=(each,), daemon=True).start()
         while not self._stop.is_set() and not self._end.is_set():
             self._stop.wait(0.5)
         self._end.set()
-        server.shutdown()
+        if self._server:
+            self._server.shutdown()
         living = [pod for pod in self._pods.values() if not pod.over.is_set()]
         for pod in living:
             pod.stop_processes(GOODBYE)
@@ -82,6 +85,14 @@ class Node:
         found = [pod for pod in list(self._pods.values()) if pod.name == wanted and not pod.over.is_set()]
         return found[-1] if found else None
 
+    def _serve(self) -> None:
+        """Answer for the containers; that this answers says that the node is there, so no pod may still be told to be ready."""
+        while not self._known.wait(0.1):
+            if self._end.is_set():
+                return
+        self._server = Server(self._state, self._network, self.find)
+        self._server.serve_forever()
+
     def _guard(self, work: Callable[[], None]) -> None:
         try:
             work()
@@ -96,6 +107,7 @@ class Node:
         for event, item in self._api.watch("Pod", stop=self._end):
             if event == "SYNCED":
                 self._clean()
+                self._known.set()
                 continue
             uid = item["metadata"]["uid"]
             item.setdefault("kind", "Pod")
@@ -107,6 +119,8 @@ class Node:
             elif item["spec"].get("nodeName", status.NODE) == status.NODE and \
                     item["spec"].get("schedulerName", "default-scheduler") == "default-scheduler":
                 self._pods[uid] = Pod(self._shared, item)
+                if not self._known.is_set():
+                    self._pods[uid].tell_what_ended()
                 self._pods[uid].start()
 
     def _clean(self) -> None:

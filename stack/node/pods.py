@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -101,6 +102,13 @@ class Pod:
         self.inits = [Container(spec, init=True) for spec in manifest["spec"].get("initContainers", [])]
         self.mains = [Container(spec) for spec in manifest["spec"]["containers"]]
         self._adopt()
+
+    def tell_what_ended(self) -> None:
+        """Write that the containers which an earlier process of the node ran are gone, before anything else is done."""
+        about, before = self.manifest["metadata"], self.manifest.get("status", {})
+        if before.get("phase") == "Running" and "deletionTimestamp" not in about:
+            with suppress(ApiError):  # It is gone; or else it is told again soon.
+                self._tell(self.manifest)
 
     def start(self) -> None:
         """Begin to look after the pod, in a thread of its own."""

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from stack import binaries
-from stack.api import Api, Manifest, wait_until
+from stack import binaries, commands
+from stack.api import Api, ApiError, Manifest, collection, wait_until
 from stack.node import environment, status
 from stack.node.environment import ConfigError
 from stack.state import MEMBER
@@ -555,6 +555,26 @@ sys.exit(platform.run(State(pathlib.Path("/nowhere")), {"breaks": breaks, "waits
     assert done.returncode == 1
     assert "ValueError: on purpose" in done.stderr
     assert "breaks ended" in done.stderr
+
+
+def test_when_the_node_answers_again_no_pod_is_told_ready_whose_containers_are_gone(project: Project) -> None:
+    project.pod("before", restartPolicy="Always", container={"readinessProbe": {
+        "exec": {"command": ["test", "-e", "/tmp/ready"]}, "periodSeconds": 1, "failureThreshold": 1}})
+    project.until("before", lambda each: "running" in each["state"], "the start")
+    project.execute("before", "touch", "/tmp/ready")
+    project.running("before")
+    os.kill(next(part["pid"] for part in commands.status(project.state)["parts"] if part["part"] == "platform"), signal.SIGKILL)
+
+    def answered() -> bool:  # by the API's own way to the node: a kubectl would come too late to see it
+        try:
+            project.api.request("GET", f"{collection('Pod', project.name)}/before/log")
+        except ApiError as error:
+            return error.status == 400  # 500 says that there is nobody
+        return True
+
+    wait_until(answered, "the node to answer", 60, pause=0.01)
+    assert not project.container("before")["ready"], "its file is gone with its container"
+    project.until("before", lambda each: "running" in each["state"] and each["restartCount"] == 1, "it to run again", 60)
 
 
 def _command_line(process: Path) -> bytes:
