@@ -239,7 +239,7 @@ def test(_c: Context, *, only: str = "", stack: str = "embedded") -> None:
     browser.find()
     chosen = ["-k", only] if only else []
     # The command line is started some thousand times: a shell that forbids it to keep its bytecode would double the time.
-    # The API servers collect their garbage when it is four times what they hold: a quarter less of the processor.
+    # The API servers collect their garbage when it is four times what they hold, which takes them less of the processor.
     with memory.folder() as temporary:
         _run([sys.executable, "-m", "pytest", "--durations=15", *_workers(), f"--verified={ROOT / 'verified.json'}", *chosen],
              {"PYTHONDONTWRITEBYTECODE": "", "GOGC": os.environ.get("GOGC", "400"), "TMPDIR": temporary})

@@ -25,6 +25,9 @@ API_CLUSTER_ADDRESS = "10.96.0.1"
 OUTSIDE_ADDRESS = "10.97.0.1"
 """Where pods find what lies outside the cluster: the router's hosts, the databases, sign-on, Git, the portal."""
 
+KEEP_ALIVE = 3600
+"""Seconds that a part keeps a connection open which nobody uses. HAProxy shares its connections to a part among requests, and
+must be the one that closes them: a request that meets a closing one is lost without an answer."""
 REGISTRY = "image-registry.openshift-image-registry.svc:5000"
 """How OpenShift names its own registry; images that builds made are named below it, by digest."""
 

@@ -14,7 +14,7 @@ import uvicorn
 from stack.api import Api
 from stack.builder.queue import Queue
 from stack.builder.web import application
-from stack.state import State
+from stack.state import KEEP_ALIVE, State
 
 
 def main(root: str) -> None:
@@ -42,7 +42,7 @@ def main(root: str) -> None:
     state.builder_socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     state.builder_socket.unlink(missing_ok=True)
     uvicorn.run(application(state, api, queue), uds=str(state.builder_socket), log_level="warning", access_log=False,
-                timeout_graceful_shutdown=1)
+                timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=1)
     stop.set()
     queue.end()
     # The watches sleep in requests of up to 50 s.

@@ -12,7 +12,7 @@ from starlette.routing import Host, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stack.portal import authz, forms, repositories, signon
-from stack.state import State
+from stack.state import KEEP_ALIVE, State
 
 
 def application(state: State) -> ASGIApp:
@@ -40,7 +40,7 @@ def main() -> None:
     socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     socket.unlink(missing_ok=True)
     uvicorn.run(application(state), uds=str(socket), proxy_headers=True, forwarded_allow_ips="*", lifespan="off",
-                ws="none", access_log=False, log_config=None, timeout_graceful_shutdown=2)
+                ws="none", access_log=False, log_config=None, timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=2)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import random
+import select
 import socket
 import ssl
 import subprocess
@@ -556,6 +557,20 @@ def test_a_configuration_that_haproxy_refuses_is_not_taken_over(stack: Any, capf
     assert any(refused() for _ in range(5))
     assert "nonsense" not in stack.state.path("run", "haproxy.cfg").read_text()
     assert "HAProxy refuses the configuration" in capfd.readouterr().err
+
+
+def test_a_part_behind_haproxy_does_not_close_a_connection_that_is_kept_for_the_next_request(stack: Any) -> None:
+    with contextlib.ExitStack() as opened:
+        kept = []
+        for path in (stack.state.builder_socket, stack.state.portal_socket):
+            connection = opened.enter_context(contextlib.closing(http.client.HTTPConnection("portal.localhost")))
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.connect(str(path))
+            connection.request("GET", "/")
+            connection.getresponse().read()
+            kept.append(connection.sock)
+        # A server that is not told otherwise closes it after five seconds.
+        assert select.select(kept, [], [], 7)[0] == []
 
 
 def test_what_was_refused_is_tried_again_by_itself(site: Site) -> None:
