@@ -56,7 +56,7 @@ ADMITTED = Verdict(admitted=True)
 
 
 def run(state: State, stop: threading.Event) -> None:
-    """Watch and reconfigure until `stop` is set. Raises ApiError when the API server refuses a watch."""
+    """Watch and reconfigure until `stop` is set. Raises what ended a watch: ApiError when the API server refuses it."""
     api = Api("https://127.0.0.1:6443", state.tokens.admin, state.ca)
     sockets: dict[str, int] = json.loads(state.path("run", "sockets.json").read_text())
     frame = haproxy.frame(state, sockets)
@@ -265,7 +265,8 @@ class Follow:
 
     def __init__(self, api: Api, kind: str, changed: threading.Event, stop: threading.Event) -> None:
         self.synced = False
-        self.failed: ApiError | None = None
+        self.failed: Exception | None = None
+        """Why it sees nothing any more."""
         self._objects: dict[str, Manifest] = {}
         self._lock = threading.Lock()
         threading.Thread(target=self._run, args=(api, kind, changed, stop), name=f"router {kind}", daemon=True).start()
@@ -287,6 +288,6 @@ class Follow:
                         else:
                             self._objects[item["metadata"]["uid"]] = item
                 changed.set()
-        except ApiError as error:
+        except Exception as error:  # noqa: BLE001 - raised again by run: a router that does not see is worse than none
             self.failed = error
             changed.set()

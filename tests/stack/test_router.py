@@ -184,6 +184,16 @@ class Site:
             process.terminate()
             process.wait(10)
 
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Show with a wait that was in vain what the router and HAProxy said last, and what HAProxy was told."""
+        try:
+            yield
+        except TimeoutError as error:
+            for name in ("logs/platform.log", "logs/haproxy.log", "run/haproxy.cfg"):
+                error.add_note(f"--- {name}\n" + self.state.path(*name.split("/")).read_text(errors="replace")[-3000:])
+            raise
+
     def service(self, name: str = "app") -> str:
         """Make a Service without selector; return its address."""
         made = self.api.create({"apiVersion": "v1", "kind": "Service", "metadata": {
@@ -441,11 +451,12 @@ def test_a_service_answers_at_its_address_while_it_has_endpoints(site: Site) -> 
         return subprocess.run(curl, capture_output=True, check=False, timeout=20).returncode == status
 
     assert answered(7), "refused, not silent"
-    with site.upstream(18109):
-        site.endpoints(18109)
-        wait_until(lambda: answered(0), "the Service to answer", 60)
-    site.endpoints(18109, ready=False)
-    wait_until(lambda: answered(7), "the Service to refuse", 60)
+    with site.explained():
+        with site.upstream(18109):
+            site.endpoints(18109)
+            wait_until(lambda: answered(0), "the Service to answer", 60)
+        site.endpoints(18109, ready=False)
+        wait_until(lambda: answered(7), "the Service to refuse", 60)
 
 
 def test_haproxy_has_taken_a_configuration_over_when_the_router_says_so(tmp_path: Path) -> None:
