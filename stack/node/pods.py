@@ -107,7 +107,7 @@ class Pod:
         """Write that the containers which an earlier process of the node ran are gone, before anything else is done."""
         about, before = self.manifest["metadata"], self.manifest.get("status", {})
         if before.get("phase") == "Running" and "deletionTimestamp" not in about:
-            with suppress(ApiError, Unreachable):  # It is gone; or else it is told again soon.
+            with suppress(ApiError):  # It is gone; or else it is told again soon.
                 self._tell(self.manifest)
 
     def start(self) -> None:

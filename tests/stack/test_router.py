@@ -584,6 +584,17 @@ def test_a_part_behind_haproxy_does_not_close_a_connection_that_is_kept_for_the_
         assert select.select(kept, [], [], 7)[0] == []
 
 
+def test_a_watch_that_ends_by_whatever_error_is_not_gone_on_without() -> None:
+    class Broken:
+        def watch(self, *_words: Any, **_options: Any) -> Iterator[Any]:
+            raise ValueError("nobody expected it")
+
+    changed = threading.Event()
+    follow = router.Follow(Broken(), "Service", changed, threading.Event())  # type: ignore[arg-type]
+    assert changed.wait(10)
+    assert isinstance(follow.failed, ValueError), "run raises it, and the supervisor starts a router that sees"
+
+
 def test_what_was_refused_is_tried_again_by_itself(site: Site) -> None:
     hosts = [f"refused-{number}-{site.namespace}.localhost" for number in (1, 2)]
     site.service()
