@@ -19,6 +19,7 @@ import signal
 import socket
 import struct
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from stack import binaries, certificates
 from stack.api import wait_until
 from stack.errors import StackError
 from stack.services import Service
-from stack.state import DATABASE_SLOTS, OUTSIDE_ADDRESS, State
+from stack.state import DATABASE_SLOTS, OUTSIDE_ADDRESS, State, cache_root
 
 PREFIX = "database-"
 """What the names of the servers begin with, as services."""
@@ -191,20 +192,34 @@ def _initialise(state: State, name: str, folder: Path, port: int) -> None:
     port = ports[slot]
     certificates.issue(state, f"dbod-{name}", [_host(name), "127.0.0.1", OUTSIDE_ADDRESS])
     folder.mkdir(parents=True, mode=0o700)
-    (folder / "data").mkdir(mode=0o700)
-    done = subprocess.run(
-        [*_as_postgres(state), str(binaries.find("initdb").path), "-D", str(folder / "data"), "-U", "postgres",
-         "-E", "UTF8", "--locale=C", "--auth-local=peer", "--auth-host=scram-sha-256", "--no-sync",
-         "--no-instructions"], env=_environment(), capture_output=True, text=True, check=False,
-        stdin=subprocess.DEVNULL)
-    if done.returncode:
-        raise StackError(f"the database instance {name} cannot be made: {done.stderr.strip()[-500:]}")
+    copied = subprocess.run(["cp", "-a", str(_fresh(state)), str(folder / "data")], capture_output=True, text=True, check=False)
+    if copied.returncode:
+        raise StackError(f"the database instance {name} cannot be made: {copied.stderr.partition(chr(10))[0]}")
     where = folder.relative_to(state.root)
     # Every setting is given at the start; a second opinion in a file would be reported at each reload.
     state.write(f"{where}/data/postgresql.conf", "")
     state.write(f"{where}/pg_hba.conf", HBA)
     state.write(f"{where}/first-password", secrets.token_urlsafe(18) + "\n")
     state.write_json(f"{where}/server.json", {"name": name, "slot": slot, "port": port})
+
+
+def _fresh(state: State) -> Path:
+    """Return a folder of data as initdb makes it, kept in the user's cache: it holds nothing of any instance yet."""
+    program = binaries.find("initdb")
+    kept = cache_root() / "databases" / f"initdb-{program.version}"
+    if kept.exists():
+        return kept
+    kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(prefix=".made-", dir=kept.parent) as made:
+        done = subprocess.run(
+            [*_as_postgres(state), str(program.path), "-D", f"{made}/data", "-U", "postgres", "-E", "UTF8", "--locale=C",
+             "--auth-local=peer", "--auth-host=scram-sha-256", "--no-sync", "--no-instructions"],
+            env=_environment(), capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        if done.returncode:
+            raise StackError(f"initdb cannot make a database: {done.stderr.strip()[-500:]}")
+        with contextlib.suppress(OSError):  # another stack was quicker
+            Path(made, "data").rename(kept)
+    return kept
 
 
 def _make_admin(state: State, folder: Path, database: Database) -> None:

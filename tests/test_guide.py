@@ -22,6 +22,7 @@ import psycopg2
 import pytest
 
 from procedures import RUNBOOK
+from runbook.clients.git import Git
 from stack import binaries, commands
 from stack.api import wait_until
 from tests import canaries, ready
@@ -75,6 +76,15 @@ def test_the_example_of_kubectl_shows_the_pods(deployed: Guide) -> None:
     assert shown.returncode == 0, shown.stderr
     assert names & {line.split()[0] for line in shown.stdout.splitlines()}
     assert "forbidden" in deployed.stack.run("sh", "-c", example[0].partition(" -n")[0], PATH=path).stderr.lower()
+
+
+def test_the_local_git_server_is_asked_with_the_local_authority_and_another_with_the_systems_too(deployed: Guide, tmp_path: Path) -> None:
+    trace, ca, url = tmp_path / "trace", deployed.stack.state.ca, deployed.instance("dev").source.repository
+    git = Git(tmp_path, ca, {"GIT_TRACE_CURL": str(trace)})
+    assert git.remote(url, "develop", "").commit
+    assert str(ca) in trace.read_text() and "/etc/ssl" not in trace.read_text()
+    for other, asked in ((git, url.replace("git.localhost", "127.0.0.1")), (Git(tmp_path), url)):
+        assert other._own_ca_only(asked) == ()
 
 
 @pytest.mark.fault(36)

@@ -12,6 +12,7 @@ import subprocess
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from runbook.errors import WrongUse
 from runbook.observed import File, Source
@@ -30,7 +31,7 @@ class Git:
     def remote(self, url: str, branch: str, folder: str) -> Source:
         """Return the newest commit of a branch with its files; `error` says why it cannot be read."""
         def newest() -> Source:
-            listed = self._run("ls-remote", url, f"refs/heads/{branch}")
+            listed = self._run(*self._own_ca_only(url), "ls-remote", url, f"refs/heads/{branch}")
             return self._at(url, listed.split()[0], folder) if listed else Source("", error=f"{url} has no branch {branch!r}")
 
         return self._read(url, newest)
@@ -44,7 +45,7 @@ class Git:
         if not self._has(store, commit):
             store.parent.mkdir(parents=True, exist_ok=True)
             self._run("init", "--quiet", "--bare", str(store))
-            self._run("-C", str(store), "fetch", "--quiet", "--depth=1", url, commit)
+            self._run("-C", str(store), *self._own_ca_only(url), "fetch", "--quiet", "--depth=1", url, commit)
         return Source(commit, self._files(store, commit, folder))
 
     def _read(self, url: str, read: Callable[[], Source]) -> Source:
@@ -92,6 +93,11 @@ class Git:
                     except UnicodeDecodeError:
                         continue
         return files
+
+    def _own_ca_only(self, url: str) -> tuple[str, ...]:
+        """Return options that leave out the system's authorities for a host of the local stack: they take longer to read."""
+        local = (urlsplit(url).hostname or "").endswith(".localhost")
+        return ("-c", f"http.{url}.sslCAPath={os.devnull}") if self._ca and local else ()
 
     def _run(self, *arguments: str) -> str:
         done = self._call(*arguments)

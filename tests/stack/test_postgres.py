@@ -10,7 +10,7 @@ from typing import Any
 import psycopg2
 import pytest
 
-from stack import commands, postgres
+from stack import binaries, commands, postgres
 from stack.api import wait_until
 from stack.errors import StackError
 from stack.state import State
@@ -120,6 +120,29 @@ def test_a_server_that_is_killed_comes_back_with_its_data(stack, database):
                              if each["part"] == row["part"]), 0), "a restart", 20)
     assert wait_until(comes_back, "the server", 20) == [(1,)]
     ask(stack.state, database, "DROP ROLE kept")
+
+
+@pytest.mark.parametrize("kept", ["", "here", "quicker"])
+def test_what_initdb_makes_is_kept_for_the_next_instance(stack, tmp_path, monkeypatch, kept):
+    """`here`: from an earlier time. `quicker`: another stack's was put there while ours was made."""
+    monkeypatch.setenv("RUNBOOK_CACHE", str(tmp_path))
+    place = tmp_path / "databases" / f"initdb-{binaries.find('initdb').version}"
+    if kept == "here":
+        (place / "there").mkdir(parents=True)
+    if kept == "quicker":
+        begin = postgres._as_postgres
+        monkeypatch.setattr(postgres, "_as_postgres", lambda state: (place / "there").mkdir(parents=True) or begin(state))
+    assert postgres._fresh(stack.state) == place
+    assert {path.name for path in place.parent.iterdir()} == {place.name}, "something half made is left"
+    assert (place / "there").exists() == bool(kept) and (place / "PG_VERSION").exists() != bool(kept)
+    assert postgres._fresh(stack.state) == place
+
+
+def test_an_instance_that_cannot_be_copied_is_one_sentence(stack, tmp_path, monkeypatch):
+    monkeypatch.setattr(postgres, "_fresh", lambda _: tmp_path / "gone")
+    with pytest.raises(StackError, match=r"the database instance never cannot be made: .*gone.*No such file"):
+        postgres.create(stack.state, "never")
+    assert "database-never" not in {row["part"] for row in commands.status(stack.state)["parts"]}
 
 
 def test_a_dropped_instance_leaves_nothing(stack):
