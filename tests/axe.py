@@ -40,13 +40,17 @@ def prepare(page: Page) -> None:
     page.evaluate(FEWER_WORDS_OF_CODE)
 
 
-def violations(page: Page, *, only_colours: bool = False) -> dict[str, Any]:
-    """Return what is against WCAG A or AA on a page, with the first place of each; of texts that look alike one is looked at."""
+def violations(page: Page, *, only_colours: bool = False, by_finger: bool = True) -> dict[str, Any]:
+    """Return what is against WCAG A or AA on a page, with the first place of each; of texts that look alike one is looked at.
+
+    Where nothing is pressed `by_finger`, what is too small for one is not looked for: of all rules that takes longest.
+    """
     if not page.evaluate("'axe' in window"):
         page.evaluate(AXE_SCRIPT)
         page.evaluate(LOOKS_OF_TEXTS)
-    found = page.evaluate("""async ([rules, onlyColours]) => {
+    found = page.evaluate("""async ([rules, byFinger]) => {
         markLooks();
-        return (await axe.run({ resultTypes: ["violations"], runOnly: onlyColours ? ["color-contrast"] : rules })).violations;
-    }""", [WCAG, only_colours])
+        return (await axe.run({ resultTypes: ["violations"], runOnly: rules,
+                                rules: { "target-size": { enabled: byFinger } } })).violations;
+    }""", [["color-contrast"] if only_colours else WCAG, by_finger])
     return {one["id"]: (one["nodes"][0]["target"], one["nodes"][0]["failureSummary"]) for one in found}

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
@@ -24,8 +25,13 @@ from tests.site import DOCS, ROOT, published
 
 STEMS = sorted(path.stem for path in DOCS.glob("*.md"))
 MAIN = ["index", "project", "redis", "troubleshooting", "cheatsheet", "differs"]
-LOOKS = [("light", 1400), ("dark", 360), ("dark", 1400), ("light", 360)]
+LOOKS = [("light", 360), ("light", 1400), ("dark", 1400), ("dark", 360)]
+"""Of colours and of the window's width, in the order in which a page changes from one to the next."""
+SCHEMES = {"light": "default", "dark": "slate"}
+"""What the theme calls them."""
 SHOTS = ROOT / "screenshots"
+HIGHEST = 6000
+"""Pixels of a page that its picture shows."""
 A4 = {"width": 703, "height": 1032}
 """The pixels of a sheet within its margins."""
 
@@ -45,6 +51,7 @@ def windows(browser, built_site):
         if (scheme, width) not in opened:
             context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800})
             context.set_default_timeout(20_000)
+            context.add_init_script("try { localStorage.clear() } catch {}")  # about:blank has none
             unsearched(context, built_site)
             opened[scheme, width] = context.new_page()
         return opened[scheme, width]
@@ -55,12 +62,19 @@ def windows(browser, built_site):
 
 
 @pytest.fixture
-def page(visitor):
+def searching(visitor):
     """A fresh window on a desk: what a reader chooses in it is gone afterwards."""
     visitor.grant_permissions(["clipboard-read", "clipboard-write"])
     found = visitor.new_page()
     found.set_viewport_size({"width": 1400, "height": 800})
     return found
+
+
+@pytest.fixture
+def page(searching, built_site):
+    """A fresh window on a desk for somebody who searches nothing."""
+    unsearched(searching.context, built_site)
+    return searching
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +98,7 @@ def unfold(page, tabs=""):
     }""", tabs)
 
 
-# Every page: bright on a desk and then on a phone; the main ones and half of the others dark too
+# Every page, on a desk and on a phone; the main ones bright and dark, of the others each second
 
 
 @dataclass
@@ -103,8 +117,8 @@ class Visit:
     """By the look: what is against WCAG A or AA."""
 
 
-def visit(page, url, shot=None):
-    """Load a page and show all of it; a picture of it goes into a file before that."""
+def visit(page, url, pictured=()):
+    """Load a page and show all of it; pictures of it go into files before that, each named after its look."""
     asked, said = [], []
 
     def hear(message):
@@ -121,9 +135,11 @@ def visit(page, url, shot=None):
     for name, handler in handlers.items():
         page.on(name, handler)
     page.goto(url)
-    if shot:
-        expect(page.locator("html.js")).to_have_count(1)
-        page.screenshot(path=shot, full_page=True)
+    for look in pictured:
+        wear(page, *look)
+        high = page.evaluate("document.documentElement.scrollHeight")
+        page.screenshot(path=SHOTS / f"{Path(urlsplit(url).path).stem}-{look[0]}-{look[1]}.png", full_page=True,
+                        clip={"x": 0, "y": 0, "width": look[1], "height": min(high, HIGHEST)})
     unfold(page)
     found = Visit(**page.evaluate("""() => ({
         links: [...document.querySelectorAll("a[href]")].map(link => link.href instanceof SVGAnimatedString
@@ -152,30 +168,48 @@ def looks_of(stem):
 
 @pytest.fixture(scope="module")
 def visits(windows, address):
-    """All that is seen on one way through the site in each scheme; a window that has become narrow is as good as a phone's."""
+    """All that is seen on one way through the site; a window that has become narrow is as good as a phone's."""
     shutil.rmtree(SHOTS, ignore_errors=True)
     SHOTS.mkdir()
-    found = {}
-    for scheme, widths in (("light", (1400, 360)), ("dark", (360, 1400))):
-        found[scheme] = {}
-        for stem in STEMS:
-            judged = [look for look in looks_of(stem) if look[0] == scheme]
-            if scheme == "dark" and not judged:
-                continue
-            page = windows(scheme, widths[0])
-            page.set_viewport_size({"width": widths[0], "height": 800})
-            seen = visit(page, f"{address}/{stem}.html", SHOTS / f"{stem}-{scheme}-{widths[0]}.png" if stem in MAIN else None)
-            found[scheme][stem] = seen
-            page.set_viewport_size({"width": widths[1], "height": 800})
-            seen.too_wide[widths[1]] = too_wide(page)
-            # Of tabs the last is judged too, the one between is made as its neighbours are.
-            unfold(page, ":last-child")
-            axe.prepare(page)
-            for look in sorted(judged, key=lambda look: widths.index(look[1]), reverse=True):
-                page.set_viewport_size({"width": look[1], "height": 800})
-                # A main page's parts are the same in the second scheme: only its colours are others.
-                seen.wrong[look] = axe.violations(page, only_colours=stem in MAIN and LOOKS.index(look) > 1)
+    found, page = {}, windows()
+    for stem in STEMS:
+        (scheme, width), *_ = looks_of(stem)
+        page.goto("about:blank")  # without a page in it a window changes in no time
+        page.emulate_media(color_scheme=scheme)
+        page.set_viewport_size({"width": 1760 - width, "height": 800})
+        seen = found[stem] = visit(page, f"{address}/{stem}.html", [("dark", 360), ("light", 1400)] if stem in MAIN else [])
+        page.set_viewport_size({"width": width, "height": 800})
+        seen.too_wide[width] = too_wide(page)
+        # Of tabs the last is judged too, the one between is made as its neighbours are.
+        unfold(page, ":last-child")
+        axe.prepare(page)
+        for look in looks_of(stem):
+            wear(page, *look)
+            # A main page's parts are the same in the second scheme: only its colours are others.
+            seen.wrong[look] = axe.violations(page, only_colours=stem in MAIN and look[0] == "dark", by_finger=look[1] == 360)
     return found
+
+
+def wear(page, scheme, width):
+    """Change a page's look as its reader does: with the switch of its colours, and the window."""
+    page.set_viewport_size({"width": width, "height": 800})
+    page.emulate_media(color_scheme=scheme)
+    if worn(page) != scheme:
+        page.locator(".md-header [for^=__palette]:visible").click()
+        expect(page.locator(f"body[data-md-color-scheme={SCHEMES[scheme]}]")).to_have_count(1)
+
+
+def worn(page):
+    """Return the scheme of a page's colours."""
+    shown = page.locator("body").get_attribute("data-md-color-scheme")
+    return next(scheme for scheme, name in SCHEMES.items() if name == shown)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_page_wears_what_its_readers_machine_does(windows, address, scheme):
+    page = windows(scheme, 360)
+    page.goto(f"{address}/glossary.html")
+    assert worn(page) == scheme
 
 
 def foreign(url, visit):
@@ -195,27 +229,23 @@ def broken(address, visits):
     return found
 
 
-def every(visits):
-    return [(f"{stem}, {scheme}", visit) for scheme, pages in visits.items() for stem, visit in pages.items()]
-
-
 @pytest.mark.parametrize("width", [1400, 360], ids=["desk", "phone"])
 def test_no_page_is_wider_than_the_window(visits, width):
-    assert {stem for stem, visit in visits["light"].items() if width in visit.too_wide} == set(STEMS)
-    assert {name: visit.too_wide[width] for name, visit in every(visits) if visit.too_wide[width] > 0} == {}
+    assert {stem for stem, visit in visits.items() if width in visit.too_wide} == set(STEMS)
+    assert {stem: visit.too_wide[width] for stem, visit in visits.items() if visit.too_wide[width] > 0} == {}
 
 
 def test_no_page_asks_anything_of_another_host(visits, address):
-    assert {name: foreign(address, visit) for name, visit in every(visits) if foreign(address, visit)} == {}
+    assert {stem: foreign(address, visit) for stem, visit in visits.items() if foreign(address, visit)} == {}
 
 
-def test_no_script_complains(visits, page, address):
-    assert {name: visit.said for name, visit in every(visits) if visit.said} == {}
-    assert visit(page, f"{address}/index.html").said == [], "with the whole index of the search"
+def test_no_script_complains(visits, searching, address):
+    assert {stem: visit.said for stem, visit in visits.items() if visit.said} == {}
+    assert visit(searching, f"{address}/index.html").said == [], "with the whole index of the search"
 
 
 def test_every_link_leads_to_a_page_and_a_place_on_it(visits, address):
-    assert broken(address, visits["light"]) == []
+    assert broken(address, visits) == []
 
 
 BROKEN = """<!doctype html><html lang="en"><title>x</title><body><div style="width: 5000px">wide</div>
@@ -234,14 +264,14 @@ def test_a_broken_page_would_be_found(tmp_path, page):
 
 @pytest.mark.parametrize("look", LOOKS, ids=[f"{scheme}-{width}" for scheme, width in LOOKS])
 def test_everybody_can_read_every_page(visits, look):
-    judged = {name: visit.wrong[look] for name, visit in every(visits) if look in visit.wrong}
+    judged = {stem: visit.wrong[look] for stem, visit in visits.items() if look in visit.wrong}
     assert len(judged) >= len(STEMS) // len(LOOKS)
-    assert {name: wrong for name, wrong in judged.items() if wrong} == {}
+    assert {stem: wrong for stem, wrong in judged.items() if wrong} == {}
 
 
 def test_every_page_is_judged_in_some_look_and_the_main_ones_in_all(visits):
-    judged = {stem: [look for pages in visits.values() if stem in pages for look in pages[stem].wrong] for stem in STEMS}
-    assert all(judged.values()) and {stem for stem, looks in judged.items() if sorted(looks) == sorted(LOOKS)} == set(MAIN)
+    assert visits.keys() == set(STEMS) and all(visit.wrong for visit in visits.values())
+    assert {stem for stem, visit in visits.items() if visit.wrong.keys() == set(LOOKS)} == set(MAIN)
 
 
 def test_the_main_pages_are_pictured_for_a_person_to_look_at(visits):
@@ -434,7 +464,7 @@ def test_a_copied_block_is_the_tested_text(page, address, expanded):
 
 def test_the_blocks_of_every_page_are_the_tested_texts(visits, expanded):
     """What a button copies is its block: that is seen on one page, by clicking; here all blocks of all pages are read."""
-    assert {stem: set(visit.code) ^ blocks(expanded[stem]) for stem, visit in visits["light"].items()
+    assert {stem: set(visit.code) ^ blocks(expanded[stem]) for stem, visit in visits.items()
             if set(visit.code) != blocks(expanded[stem])} == {}
 
 
@@ -490,22 +520,31 @@ MESSAGES = {
 RESULTS = ".md-search-result__link:visible"
 
 
+SHOWN = "document.querySelector('.md-search-result__link')?.checkVisibility()"
+SAID = "document.querySelector('.md-search-result__meta')"
+
+
 def searched(page, text):
     """Paste a text into the search, by keyboard, and return where the results lead, best first."""
-    page.evaluate("text => navigator.clipboard.writeText(text)", text)
-    # What was found before may still be there, and how much it is may be said before it is shown.
-    page.evaluate("""() => {
-        document.querySelector(".md-search-result__meta").textContent = "Type to start";
-        document.querySelector(".md-search-result__list").replaceChildren();
-    }""")
+    # The search answers to the empty line too, and says of that answer that nothing matches what stands there by then. It answers
+    # in turn: after something that is found the next answer is to the text.
     page.keyboard.press("/")
+    paste(page, "redis")
+    page.wait_for_function(SHOWN)
+    paste(page, text)
+    page.wait_for_function(f"/No matching/.test({SAID}.textContent) || {SHOWN}")
+    return [link.get_attribute("href") for link in page.locator(RESULTS).all()]
+
+
+def paste(page, text):
+    """Paste a text into the search line in place of what stands there, after taking away what was found before."""
+    page.evaluate("text => navigator.clipboard.writeText(text)", text)
+    page.evaluate(f"""() => {{
+        {SAID}.textContent = "";
+        document.querySelector(".md-search-result__list").replaceChildren();
+    }}""")
     page.keyboard.press("Control+a")
     page.keyboard.press("Control+v")
-    page.wait_for_function("""() => {
-        const said = document.querySelector(".md-search-result__meta").textContent;
-        return /No matching/.test(said) || document.querySelector(".md-search-result__link")?.checkVisibility();
-    }""")
-    return [link.get_attribute("href") for link in page.locator(RESULTS).all()]
 
 
 @pytest.fixture(scope="module")
@@ -533,13 +572,14 @@ def test_a_pasted_message_leads_to_its_cure(reader, message, step):
                              "while (one !== cure && one.tagName !== 'H4'); return one === cure }", shown.element_handle())
 
 
-def test_without_our_script_the_message_is_not_found(page, address):
-    page.route("**/extra.js", lambda route: route.abort())
-    page.goto(f"{address}/index.html")
-    assert searched(page, next(iter(MESSAGES))) == []
+def test_without_our_script_the_message_is_not_found(searching, address):
+    searching.route("**/extra.js", lambda route: route.abort())
+    searching.goto(f"{address}/index.html")
+    assert searched(searching, next(iter(MESSAGES))) == []
 
 
-def test_a_message_pasted_without_a_key_is_found_on_a_phone(page, address):
+def test_a_message_pasted_without_a_key_is_found_on_a_phone(searching, address):
+    page = searching
     page.set_viewport_size({"width": 360, "height": 780})
     page.goto(f"{address}/index.html")
     page.locator(".md-header__button[for=__search]").click()
@@ -614,7 +654,8 @@ def test_without_a_script_the_pages_can_be_read(browser, address):
     context.close()
 
 
-def test_in_a_folder_the_site_can_be_read_and_searched(page, built_site):
+def test_in_a_folder_the_site_can_be_read_and_searched(searching, built_site):
+    page = searching
     page.goto((built_site / "index.html").as_uri())
     page.locator("article a", has_text="The instance file").first.click()
     page.wait_for_url("**/settings.html")
