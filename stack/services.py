@@ -25,9 +25,6 @@ Check = Callable[[], str]
 
 KUBELET_PORT = 10250
 CONTROLLERS = "system:kube-controller-manager"
-ONE_PROCESSOR = {"GOMAXPROCS": "1"}
-"""For the control plane: on several processors its idle threads look for each other's work, which takes it a sixth more; it
-starts and answers as fast on one."""
 
 
 @dataclass(frozen=True)
@@ -72,15 +69,14 @@ def outer(state: State, sockets: Mapping[str, int]) -> list[Service]:
 def inner(state: State, sockets: Mapping[str, int]) -> list[Service]:
     """Return what runs inside the private namespaces, databases excepted."""
     environment = environment_of(state)
-    control_plane = environment | ONE_PROCESSOR
     ports = state.ports
     return [
-        Service("etcd", _etcd(state), http_check(2379, "/health", None), environment=control_plane),
+        Service("etcd", _etcd(state), http_check(2379, "/health", None), environment=environment),
         # A watch that is open keeps it from ending for a minute; what it stores is safe in etcd.
-        Service("kube-apiserver", _api_server(state), http_check(6443, "/readyz", state.ca), environment=control_plane,
+        Service("kube-apiserver", _api_server(state), http_check(6443, "/readyz", state.ca), environment=environment,
                 stop=signal.SIGKILL),
         Service("kube-controller-manager", _controllers(state), http_check(10257, "/healthz", None, tls=True),
-                after=("kube-apiserver",), environment=control_plane, stop=signal.SIGKILL),
+                after=("kube-apiserver",), environment=environment, stop=signal.SIGKILL),
         Service("haproxy", proxy(state), _tcp(OUTSIDE_ADDRESS, ports.https), environment=environment,
                 sockets=tuple(sockets.values()), stop=signal.SIGTERM, grace=1),
         Service("cluster", _python("stack.supervisor", "cluster", str(state.root)), lambda: "it has not ended",
