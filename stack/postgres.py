@@ -209,16 +209,20 @@ def _fresh(state: State) -> Path:
     kept = cache_root() / "databases" / f"initdb-{program.version}"
     if kept.exists():
         return kept
-    kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tempfile.TemporaryDirectory(prefix=".made-", dir=kept.parent) as made:
-        done = subprocess.run(
-            [*_as_postgres(state), str(program.path), "-D", f"{made}/data", "-U", "postgres", "-E", "UTF8", "--locale=C",
-             "--auth-local=peer", "--auth-host=scram-sha-256", "--no-sync", "--no-instructions"],
-            env=_environment(), capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-        if done.returncode:
-            raise StackError(f"initdb cannot make a database: {done.stderr.strip()[-500:]}")
-        with contextlib.suppress(OSError):  # another stack was quicker
-            Path(made, "data").rename(kept)
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(prefix=".made-", dir=kept.parent) as made:
+            done = subprocess.run(
+                [*_as_postgres(state), str(program.path), "-D", f"{made}/data", "-U", "postgres", "-E", "UTF8", "--locale=C",
+                 "--auth-local=peer", "--auth-host=scram-sha-256", "--no-sync", "--no-instructions"],
+                env=_environment(), capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+            if done.returncode:
+                raise StackError(f"initdb cannot make a database: {done.stderr.strip()[-500:]}")
+            with contextlib.suppress(OSError):  # another stack was quicker
+                Path(made, "data").rename(kept)
+    except OSError as error:
+        raise StackError(f"the cache folder {kept.parent} cannot be used: {error.strerror or error}; make it writable for you and "
+                         "see that there is room, or name another in RUNBOOK_CACHE") from error
     return kept
 
 

@@ -535,6 +535,9 @@ def test_a_builder_that_dies_leaves_a_failed_build_and_no_half_image(project: Pr
     assert "start the build again" in status["message"]
     wait_until(lambda: not list(state.images.glob(".build-*")), "its folder to be removed", 60)
     assert project.tag("app") == []
+    # It tidies up before it answers.
+    wait_until(lambda: any(part["part"] == "builder" and part["state"] == "ready" for part in commands.status(state)["parts"]),
+               "the builder to be ready again", 60)
     repository.commit({"quick": ""})
     assert wait_until(lambda: project.completed("app"), "the next build", 60)["metadata"]["name"] == "app-2"
 

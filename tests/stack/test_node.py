@@ -525,6 +525,19 @@ def test_the_node_is_ready_and_the_lease_is_renewed(stack: Any) -> None:
     wait_until(lambda: renewed() != before, "the renewal", 15)
 
 
+@pytest.fixture
+def others(stack: Any) -> Iterator[None]:
+    """Wait after a test that ends the node until what others have on this stack runs again: another file's tests may come next."""
+    def pods() -> dict[str, bool]:
+        return {pod["metadata"]["uid"]: any(each["type"] == "Ready" and each["status"] == "True" for each in pod["status"].get("conditions", []))
+                for pod in stack.api.list("Pod") if "deletionTimestamp" not in pod["metadata"]}
+
+    before = {uid for uid, ready in pods().items() if ready}
+    yield
+    wait_until(lambda: all(ready for uid, ready in pods().items() if uid in before), "the pods of others to be ready again", 180)
+
+
+@pytest.mark.usefixtures("others")
 def test_pods_are_started_again_when_the_platform_died(project: Project, stack: Any) -> None:
     project.pod("survivor", restartPolicy="Always")
     project.running("survivor")
@@ -557,6 +570,7 @@ sys.exit(platform.run(State(pathlib.Path("/nowhere")), {"breaks": breaks, "waits
     assert "breaks ended" in done.stderr
 
 
+@pytest.mark.usefixtures("others")
 def test_when_the_node_answers_again_no_pod_is_told_ready_whose_containers_are_gone(project: Project) -> None:
     project.pod("before", restartPolicy="Always", container={"readinessProbe": {
         "exec": {"command": ["test", "-e", "/tmp/ready"]}, "periodSeconds": 1, "failureThreshold": 1}})

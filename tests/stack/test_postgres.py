@@ -138,6 +138,13 @@ def test_what_initdb_makes_is_kept_for_the_next_instance(stack, tmp_path, monkey
     assert postgres._fresh(stack.state) == place
 
 
+def test_a_cache_that_cannot_be_used_is_one_sentence(stack, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RUNBOOK_CACHE", str(tmp_path / "file"))
+    with pytest.raises(StackError, match=r"the cache folder .*/file/databases cannot be used: Not a directory; .*RUNBOOK_CACHE$"):
+        postgres._fresh(stack.state)
+
+
 def test_an_instance_that_cannot_be_copied_is_one_sentence(stack, tmp_path, monkeypatch):
     monkeypatch.setattr(postgres, "_fresh", lambda _: tmp_path / "gone")
     with pytest.raises(StackError, match=r"the database instance never cannot be made: .*gone.*No such file"):
