@@ -528,13 +528,15 @@ def test_the_node_is_ready_and_the_lease_is_renewed(stack: Any) -> None:
 @pytest.fixture
 def others(stack: Any) -> Iterator[None]:
     """Wait after a test that ends the node until what others have on this stack runs again: another file's tests may come next."""
-    def pods() -> dict[str, bool]:
-        return {pod["metadata"]["uid"]: any(each["type"] == "Ready" and each["status"] == "True" for each in pod["status"].get("conditions", []))
+    def run() -> dict[str, bool]:
+        pods = {pod["metadata"]["uid"]: any(each["type"] == "Ready" and each["status"] == "True" for each in pod["status"].get("conditions", []))
                 for pod in stack.api.list("Pod") if "deletionTimestamp" not in pod["metadata"]}
+        # A pod that was about to take another's place was not ready before: what both belong to was.
+        return pods | {each["metadata"]["uid"]: bool(each["status"].get("readyReplicas")) for each in stack.api.list("Deployment")}
 
-    before = {uid for uid, ready in pods().items() if ready}
+    before = {uid for uid, runs in run().items() if runs}
     yield
-    wait_until(lambda: all(ready for uid, ready in pods().items() if uid in before), "the pods of others to be ready again", 180)
+    wait_until(lambda: all(runs for uid, runs in run().items() if uid in before), "what others have to run again", 180)
 
 
 @pytest.mark.usefixtures("others")
