@@ -218,8 +218,11 @@ def _fresh(state: State) -> Path:
                 env=_environment(), capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
             if done.returncode:
                 raise StackError(f"initdb cannot make a database: {done.stderr.strip()[-500:]}")
-            with contextlib.suppress(OSError):  # another stack was quicker
+            try:
                 Path(made, "data").rename(kept)
+            except OSError:
+                if not kept.exists():  # else another stack was quicker
+                    raise
     except OSError as error:
         raise StackError(f"the cache folder {kept.parent} cannot be used: {error.strerror or error}; make it writable for you and "
                          "see that there is room, or name another in RUNBOOK_CACHE") from error

@@ -98,7 +98,7 @@ def unfold(page, tabs=""):
     }""", tabs)
 
 
-# Every page, on a desk and on a phone; the main ones bright and dark, of the others each second
+# Every page, on a desk and on a phone; the main ones bright and dark, the others in turn
 
 
 @dataclass
