@@ -3,102 +3,29 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 import secrets
 import select
-import signal
 import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stack import binaries, commands
-from stack.api import Api, ApiError, Manifest, collection, wait_until
+from stack import binaries
+from stack.api import Manifest, wait_until
 from stack.node import environment, status
 from stack.node.environment import ConfigError
-from stack.state import MEMBER
+from tests.project import IMAGE, Project, pod_spec
 
 pytestmark = pytest.mark.needs("cluster", "node", "inside")
 
-IMAGE = "quay.io/sclorg/python-312-c9s:latest"
 SERVE = ("import http.server as h, os; print('serving', flush=True); "
          "h.ThreadingHTTPServer(('', 8080), h.SimpleHTTPRequestHandler).serve_forever()")
-
-
-class Project:
-    """A namespace of its own, its member's kubectl, and shorthands to run pods in it."""
-
-    def __init__(self, state: Any, api: Api, name: str) -> None:
-        self.state, self.api, self.name = state, api, name
-        api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-        api.create({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
-                    "metadata": {"name": "admin", "namespace": name},
-                    "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": MEMBER}],
-                    "roleRef": {"kind": "ClusterRole", "apiGroup": "rbac.authorization.k8s.io", "name": "admin"}})
-        # Pods are refused until the controllers have made the account that they run as.
-        wait_until(lambda: api.get("ServiceAccount", "default", name), "the default service account", 20)
-
-    def create(self, kind: str, name: str, spec: Manifest | None = None, **more: Any) -> Manifest:
-        group = {"Deployment": "apps/v1", "Job": "batch/v1"}.get(kind, "v1")
-        manifest = {"apiVersion": group, "kind": kind, "metadata": {"name": name, "namespace": self.name}, **more}
-        return self.api.create(manifest | ({"spec": spec} if spec else {}))
-
-    def pod(self, name: str, code: str = "import time; time.sleep(600)", *, container: Manifest | None = None,
-            **spec: Any) -> Manifest:
-        return self.create("Pod", name, pod_spec(code, container, **spec))
-
-    def get(self, name: str) -> Manifest:
-        return self.api.get("Pod", name, self.name) or {}
-
-    def container(self, name: str) -> Manifest:
-        return (self.get(name).get("status", {}).get("containerStatuses") or [{}])[0]
-
-    def until(self, name: str, condition: Callable[[Manifest], object], what: str, seconds: float = 30) -> Manifest:
-        """Wait for a condition of the first container's status and return that status."""
-        def holds() -> Manifest | None:
-            found = self.container(name)
-            return found if found and condition(found) else None
-        try:
-            found: Manifest = wait_until(holds, what, seconds)
-        except TimeoutError as error:
-            raise TimeoutError(f"{error}; the status is {json.dumps(self.get(name).get('status'))}") from error
-        return found
-
-    def running(self, name: str) -> None:
-        self.until(name, lambda each: each["ready"], f"pod {name} to be ready")
-
-    def ended(self, name: str, phase: str = "Succeeded") -> str:
-        """Wait for a pod's end and return its log."""
-        try:
-            wait_until(lambda: self.get(name).get("status", {}).get("phase") == phase, f"{name} to be {phase}", 30)
-        except TimeoutError as error:
-            raise TimeoutError(f"{error}; {self.get(name).get('status')}; {self.kubectl('logs', name).stdout}") from error
-        return self.kubectl("logs", name).stdout
-
-    def kubectl(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-        command = [str(binaries.find("kubectl").path), f"--kubeconfig={self.state.kubeconfig}", "-n", self.name]
-        return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60, check=False,
-                              input=stdin, stdin=None if stdin is not None else subprocess.DEVNULL)
-
-    def execute(self, pod: str, *argv: str) -> str:
-        done = self.kubectl("exec", pod, "--", *argv)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def events(self, name: str) -> list[tuple[str, str]]:
-        found = self.api.list("Event", self.name, fieldSelector=f"involvedObject.name={name}")
-        return [(each["reason"], each["message"]) for each in found]
-
-
-def pod_spec(code: str, container: Manifest | None = None, **spec: Any) -> Manifest:
-    main = {"name": "main", "image": IMAGE, "command": ["python3", "-c", code], **(container or {})}
-    return {"restartPolicy": "Never", "terminationGracePeriodSeconds": 2, "containers": [main], **spec}
 
 
 @pytest.fixture(scope="module")
@@ -525,35 +452,6 @@ def test_the_node_is_ready_and_the_lease_is_renewed(stack: Any) -> None:
     wait_until(lambda: renewed() != before, "the renewal", 15)
 
 
-@pytest.fixture
-def others(stack: Any) -> Iterator[None]:
-    """Wait after a test that ends the node until what others have on this stack runs again: another file's tests may come next."""
-    def run() -> dict[str, bool]:
-        pods = {pod["metadata"]["uid"]: any(each["type"] == "Ready" and each["status"] == "True" for each in pod["status"].get("conditions", []))
-                for pod in stack.api.list("Pod") if "deletionTimestamp" not in pod["metadata"]}
-        # A pod that was about to take another's place was not ready before: what both belong to was.
-        return pods | {each["metadata"]["uid"]: bool(each["status"].get("readyReplicas")) for each in stack.api.list("Deployment")}
-
-    before = {uid for uid, runs in run().items() if runs}
-    yield
-    wait_until(lambda: all(runs for uid, runs in run().items() if uid in before), "what others have to run again", 180)
-
-
-@pytest.mark.usefixtures("others")
-def test_pods_are_started_again_when_the_platform_died(project: Project, stack: Any) -> None:
-    project.pod("survivor", restartPolicy="Always")
-    project.running("survivor")
-    left = stack.state.volumes / "pvc-of-an-earlier-cluster"
-    left.mkdir()
-    own = [int(entry.name) for entry in Path("/proc").glob("[0-9]*")
-           if f"stack.platform\0{stack.state.root}\0".encode() in _command_line(entry)]
-    os.kill(own[0], signal.SIGKILL)
-    seen = project.until("survivor", lambda each: each["restartCount"] == 1 and each["ready"], "the restart", 40)
-    assert seen["lastState"]["terminated"]["exitCode"] == 137
-    assert project.execute("survivor", "echo", "here").strip() == "here"
-    wait_until(lambda: not left.exists(), "the folder that no volume has to go", 20)
-
-
 def test_an_error_in_one_part_ends_the_platform() -> None:
     code = """
 import pathlib, sys
@@ -570,34 +468,6 @@ sys.exit(platform.run(State(pathlib.Path("/nowhere")), {"breaks": breaks, "waits
     assert done.returncode == 1
     assert "ValueError: on purpose" in done.stderr
     assert "breaks ended" in done.stderr
-
-
-@pytest.mark.usefixtures("others")
-def test_when_the_node_answers_again_no_pod_is_told_ready_whose_containers_are_gone(project: Project) -> None:
-    project.pod("before", restartPolicy="Always", container={"readinessProbe": {
-        "exec": {"command": ["test", "-e", "/tmp/ready"]}, "periodSeconds": 1, "failureThreshold": 1}})
-    project.until("before", lambda each: "running" in each["state"], "the start")
-    project.execute("before", "touch", "/tmp/ready")
-    project.running("before")
-    os.kill(next(part["pid"] for part in commands.status(project.state)["parts"] if part["part"] == "platform"), signal.SIGKILL)
-
-    def answered() -> bool:  # by the API's own way to the node: a kubectl would come too late to see it
-        try:
-            project.api.request("GET", f"{collection('Pod', project.name)}/before/log")
-        except ApiError as error:
-            return error.status == 400  # 500 says that there is nobody
-        return True
-
-    wait_until(answered, "the node to answer", 60, pause=0.01)
-    assert not project.container("before")["ready"], "its file is gone with its container"
-    project.until("before", lambda each: "running" in each["state"] and each["restartCount"] == 1, "it to run again", 60)
-
-
-def _command_line(process: Path) -> bytes:
-    try:
-        return (process / "cmdline").read_bytes()
-    except OSError:
-        return b""
 
 
 # Pure parts.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -16,8 +17,10 @@ from pathlib import Path
 import pytest
 
 from stack import commands, launch
-from stack.api import wait_until
+from stack.api import ApiError, collection, wait_until
 from stack.state import State
+from tests.conftest import connect
+from tests.project import Project
 
 pytestmark = pytest.mark.needs("cluster", "inside")
 
@@ -136,6 +139,43 @@ def test_a_part_that_is_away_is_named_and_a_stack_that_is_well_ails_nothing(seco
     commands.up(second, silent)
     after = parts(second)["kube-apiserver"]
     assert (after["state"], after["restarts"]) == ("ready", before["restarts"] + 1) and after["pid"] != before["pid"]
+
+
+@pytest.fixture
+def project(second: State) -> Project:
+    return Project(second, connect(second).api, f"pods-{secrets.token_hex(3)}")
+
+
+def test_pods_are_started_again_when_the_platform_died(second, project):
+    project.pod("survivor", restartPolicy="Always")
+    project.running("survivor")
+    left = second.volumes / "pvc-of-an-earlier-cluster"
+    left.mkdir()
+    os.kill(int(str(parts(second)["platform"]["pid"])), signal.SIGKILL)
+    seen = project.until("survivor", lambda each: each["restartCount"] == 1 and each["ready"], "the restart", 40)
+    assert seen["lastState"]["terminated"]["exitCode"] == 137
+    assert project.execute("survivor", "echo", "here").strip() == "here"
+    wait_until(lambda: not left.exists(), "the folder that no volume has to go", 20)
+
+
+def test_when_the_node_answers_again_no_pod_is_told_ready_whose_containers_are_gone(second, project):
+    project.pod("before", restartPolicy="Always", container={"readinessProbe": {
+        "exec": {"command": ["test", "-e", "/tmp/ready"]}, "periodSeconds": 1, "failureThreshold": 1}})
+    project.until("before", lambda each: "running" in each["state"], "the start")
+    project.execute("before", "touch", "/tmp/ready")
+    project.running("before")
+    os.kill(int(str(parts(second)["platform"]["pid"])), signal.SIGKILL)
+
+    def answered() -> bool:  # by the API's own way to the node: a kubectl would come too late to see it
+        try:
+            project.api.request("GET", f"{collection('Pod', project.name)}/before/log")
+        except ApiError as error:
+            return error.status == 400  # 500 says that there is nobody
+        return True
+
+    wait_until(answered, "the node to answer", 60, pause=0.01)
+    assert not project.container("before")["ready"], "its file is gone with its container"
+    project.until("before", lambda each: "running" in each["state"] and each["restartCount"] == 1, "it to run again", 60)
 
 
 def test_the_private_namespaces_come_back(second):
