@@ -23,6 +23,9 @@ from stack.state import API_CLUSTER_ADDRESS, MEMBER, NODE_ADDRESS, OUTSIDE_ADDRE
 Check = Callable[[], str]
 """Returns nothing when a service is ready, else what was seen; answers within a second."""
 
+ETCD_PORT = 2379
+ETCD_OPERATIONS = 1000
+"""How many operations etcd takes at once; `stack/seed.py` has two for a key, one in the other, and some 220 keys."""
 KUBELET_PORT = 10250
 CONTROLLERS = "system:kube-controller-manager"
 
@@ -71,7 +74,7 @@ def inner(state: State, sockets: Mapping[str, int]) -> list[Service]:
     environment = environment_of(state)
     ports = state.ports
     return [
-        Service("etcd", _etcd(state), http_check(2379, "/health", None), environment=environment),
+        Service("etcd", _etcd(state), http_check(ETCD_PORT, "/health", None), environment=environment),
         # A watch that is open keeps it from ending for a minute; what it stores is safe in etcd.
         Service("kube-apiserver", _api_server(state), http_check(6443, "/readyz", state.ca), environment=environment,
                 stop=signal.SIGKILL),
@@ -141,17 +144,24 @@ def _kubeconfig(state: State, server: str, user: str, token: str, ca: str) -> ob
 def _etcd(state: State) -> list[str]:
     peers = "http://127.0.0.1:2380"
     return [str(binaries.find("etcd").path), "--data-dir", str(state.path("etcd")), "--log-level", "warn",
-            "--listen-client-urls", "http://127.0.0.1:2379", "--advertise-client-urls", "http://127.0.0.1:2379",
+            "--listen-client-urls", f"http://127.0.0.1:{ETCD_PORT}", "--advertise-client-urls", f"http://127.0.0.1:{ETCD_PORT}",
             "--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers,
-            "--initial-cluster", f"default={peers}",
+            "--initial-cluster", f"default={peers}", "--max-txn-ops", str(ETCD_OPERATIONS),
             # What the stack holds can be made again; what counts is that a reader's disk is not kept busy.
             "--unsafe-no-fsync"]
+
+
+FEATURES = {
+    # The policies that stand for CERN's admission; and exec as websockets down to the node.
+    "feature-gates": "MutatingAdmissionPolicy=true,TranslateStreamCloseWebsocketRequests=false",
+    "runtime-config": "admissionregistration.k8s.io/v1beta1=true",
+}
 
 
 def _api_server(state: State) -> list[str]:
     key = str(state.path("pki", "service-accounts.key"))
     flags = {
-        "etcd-servers": "http://127.0.0.1:2379",
+        "etcd-servers": f"http://127.0.0.1:{ETCD_PORT}",
         "bind-address": "127.0.0.1", "secure-port": "6443", "advertise-address": NODE_ADDRESS,
         "tls-cert-file": str(state.path("pki", "kube-apiserver.crt")),
         "tls-private-key-file": str(state.path("pki", "kube-apiserver.key")),
@@ -162,9 +172,7 @@ def _api_server(state: State) -> list[str]:
         "kubelet-preferred-address-types": "InternalIP",
         "kubelet-client-certificate": str(state.path("pki", "kubelet-client.crt")),
         "kubelet-client-key": str(state.path("pki", "kubelet-client.key")),
-        # The policies that stand for CERN's admission; and exec as websockets down to the node.
-        "feature-gates": "MutatingAdmissionPolicy=true,TranslateStreamCloseWebsocketRequests=false",
-        "runtime-config": "admissionregistration.k8s.io/v1beta1=true",
+        **FEATURES,
         "audit-policy-file": str(state.path("audit-policy.json")),
         "audit-log-path": str(state.path("logs", "audit.log")),
         "audit-log-maxsize": "20", "audit-log-maxbackup": "1",

@@ -310,10 +310,12 @@ def run_inner(state: State) -> None:
 
 
 def run_cluster(state: State) -> None:
-    """Wait for the API server, then put what makes it a small CERN into it; a task of the inner supervisor."""
-    from stack import cluster
+    """Put what makes it a small CERN into the cluster, as soon as there is one; a task of the inner supervisor."""
+    from stack import cluster, seed
     from stack.api import Api, ApiError, wait_until
 
+    file = seed.place()
+    sown = seed.sow(file)  # before the API server looks
     api = Api("https://127.0.0.1:6443", state.tokens.admin, state.ca)
 
     def answers() -> bool:
@@ -322,7 +324,8 @@ def run_cluster(state: State) -> None:
         except ApiError:  # 500 as long as one of its own checks fails
             return False
     wait_until(answers, "the API server", 90)
-    cluster.prepare(state)
+    if cluster.prepare(state) and not sown:
+        seed.gather(file)
 
 
 def main(role: str, root: str) -> None:

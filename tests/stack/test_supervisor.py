@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from stack import commands, launch
+from stack import commands, launch, seed
 from stack.api import ApiError, collection, wait_until
 from stack.state import State
 from tests.conftest import connect
@@ -62,6 +63,18 @@ def test_two_stacks_run_side_by_side(stack, second):
     for state in (second, stack.state):
         wait_until(lambda state=state: {row["state"] for row in parts(state).values()} <= {"ready", "done"},
                    "every part to be ready", 5)
+
+
+def test_the_second_cluster_begins_with_what_the_first_one_had_and_with_nothing_of_its_own(stack, second):
+    ours, theirs = ({role["metadata"]["name"]: role["metadata"]["uid"] for role in connect(state).api.list("ClusterRole")}
+                    for state in (stack.state, second))
+    assert theirs["cluster-admin"] == ours["cluster-admin"] and theirs["openshift-aggregate-to-admin"] == ours["openshift-aggregate-to-admin"]
+    assert seed.place().stat().st_mode & 0o077 == 0
+    values = b"".join(base64.b64decode(each["value"]) for each in json.loads(seed.place().read_text()))
+    assert b"cluster-admin" in values
+    for state in (stack.state, second):
+        for own in (*vars(state.tokens).values(), state.ca.read_text(), str(state.root), *map(str, vars(state.ports).values())):
+            assert str(own).encode() not in values
 
 
 def family(top: int) -> list[int]:
