@@ -357,9 +357,9 @@ def undo(action: Action, connections: Connections, manager: str) -> tuple[bool, 
     """Take a value back; return whether something was changed, and what is kept or must be done by hand."""
     if isinstance(action, Apply):
         return _release(action, connections, manager)
+    if isinstance(action, Ask) or (isinstance(action, Execute) and not action.undo):
+        return False, action.instead and f"not undone: {action.instead}"
     if isinstance(action, Execute):
-        if not action.undo:
-            return False, action.instead and f"not undone: {action.instead}"
         if action.data and not connections.flags.data:
             return False, f"kept, it holds data: {action.statement} (`--data` takes it back too)"
         try:
@@ -370,8 +370,6 @@ def undo(action: Action, connections: Connections, manager: str) -> tuple[bool, 
             return False, ""
         connections.database.execute(connection, action.undo)
         return True, ""
-    if isinstance(action, Ask):
-        return False, action.instead and f"not undone: {action.instead}"
     if isinstance(action, Scale):
         return _scale_to_zero(action, connections, manager)
     if isinstance(action, Patch) and action.undo is not None:

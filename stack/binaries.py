@@ -399,7 +399,7 @@ def build_command(go: Path, names: list[str], output: Path) -> list[str]:
 
 def _build(names: list[str], progress: Progress) -> None:
     """Build programs of the control plane with Go into the cache; nothing but the programs stays behind."""
-    what = f"building {', '.join(names)} (once, about five minutes)"
+    what = f"building {', '.join(names)} (once, up to ten minutes on two cores)"
     partial = cache_root() / "controlplane.partial"
     shutil.rmtree(partial, ignore_errors=True)  # what an interrupted build left; the lock says that none runs
     try:
