@@ -228,6 +228,7 @@ def test(_c: Context, *, only: str = "", stack: str = "embedded") -> None:
     Example: invoke test
     """
     from stack import binaries
+    from stack.state import cache_root
     from tests import browser, memory
 
     if stack != "embedded":
@@ -240,9 +241,11 @@ def test(_c: Context, *, only: str = "", stack: str = "embedded") -> None:
     chosen = ["-k", only] if only else []
     # The command line is started some thousand times: a shell that forbids it to keep its bytecode would double the time.
     # The API servers collect their garbage when it is four times what they hold, which takes them less of the processor.
+    # What mypy knows of the libraries is as true for the next checkout.
     with memory.folder() as temporary:
         _run([sys.executable, "-m", "pytest", "--durations=15", *_workers(), f"--verified={ROOT / 'verified.json'}", *chosen],
-             {"PYTHONDONTWRITEBYTECODE": "", "GOGC": os.environ.get("GOGC", "400"), "TMPDIR": temporary})
+             {"PYTHONDONTWRITEBYTECODE": "", "GOGC": os.environ.get("GOGC", "400"), "TMPDIR": temporary,
+              "MYPY_CACHE_DIR": str(cache_root() / "mypy")})
 
 
 @task(auto_shortflags=False, help={"cold": "Also build the control plane, beside a bare go build."})
