@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext
 
-from stack import binaries, commands, launch
+from stack import commands
 from stack.api import Api
 from stack.state import State
 from tests import browser as browsers
@@ -134,51 +132,3 @@ def visitor(browser: Browser) -> Iterator[BrowserContext]:
     """A browser's window without anybody's cookies."""
     with browsers.visitor(browser) as window:
         yield window
-
-
-NOBODY = 65534
-
-
-@dataclass(frozen=True)
-class OrdinaryUser:
-    """Somebody who is not root, with a home of his own and nothing else; for tests that run as root."""
-
-    home: Path
-
-    def run(self, *command: str, seconds: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run a command as this user in the checkout, without the caller's environment.
-
-        What the tests need and lies where only root may look (a Python in root's home, say) is shown to him at its
-        own path, in mounts of his own.
-        """
-        shown = {Path(sys.base_prefix), Path(sys.prefix), launch.checkout(),
-                 *(binaries.find(name).path.parent for name in binaries.CONTROL_PLANE)}
-        hidden = {next((above for above in reversed(path.resolve().parents) if not above.stat().st_mode & 1), None)
-                  for path in shown} - {None}
-        inside = sorted(path.resolve() for path in shown
-                        if any(path.resolve().is_relative_to(str(above)) for above in hidden))
-        stage = self.home / "stage"
-        script = ["set -e"]
-        for number, path in enumerate(inside):
-            script += [f"mkdir -p {stage}/{number}", f"mount --bind {shlex.quote(str(path))} {stage}/{number}"]
-        script += [f"mount -t tmpfs -o mode=755 none {shlex.quote(str(above))}" for above in hidden]
-        for number, path in enumerate(inside):
-            script += [f"mkdir -p {shlex.quote(str(path))}",
-                       f"mount --move {stage}/{number} {shlex.quote(str(path))}"]
-        script += [f'exec setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups "$@"']
-        assets = str(binaries.find("etcd").path.parent)
-        known = {"HOME": str(self.home), "PATH": "/usr/local/bin:/usr/bin:/bin", "KUBEBUILDER_ASSETS": assets,
-                 "RUNBOOK_STATE": str(self.home / "state"), "RUNBOOK_CACHE": str(self.home / "cache"),
-                 "PYTHONDONTWRITEBYTECODE": "1"}
-        return subprocess.run(["unshare", "-m", "sh", "-c", "\n".join(script), "sh", *command], cwd=launch.checkout(),
-                              env=known | environment, capture_output=True, text=True, check=False, timeout=seconds)
-
-
-@pytest.fixture
-def ordinary_user() -> Iterator[OrdinaryUser]:
-    if os.geteuid() != 0:
-        pytest.skip("the tests themselves run as an ordinary user")
-    home = Path(tempfile.mkdtemp(prefix="user-"))
-    os.chown(home, NOBODY, NOBODY)
-    yield OrdinaryUser(home)
-    shutil.rmtree(home)

@@ -134,11 +134,14 @@ def test_status_without_a_build_shows_all_and_a_broken_file_hides_none(three: Gu
     said = three("guide.status", "--target=local", code=1, RUNBOOK_INSTANCES=str(tmp_path)).stdout
     assert len([line for line in said.splitlines() if line.startswith("broken: cannot be looked at") and "broken.toml:1" in line]) == 1
     assert [line.rpartition(" ")[2] for line in said.splitlines() if line.startswith("local · ")] == ["dev", "new", "production", "training"]
-    (tmp_path / "broken.toml").unlink()
-    three("guide.status", "--target=local", code=3, RUNBOOK_INSTANCES=str(tmp_path))  # `new` is still to be set up
+    for name in ("broken", "dev"):
+        (tmp_path / f"{name}.toml").unlink()
     # Where to go is not guessed: those that do not say are one line each.
     said = three("guide.status", code=1, RUNBOOK_INSTANCES=str(tmp_path)).stdout
     assert {line.partition(":")[0] for line in said.splitlines() if "does not say where to go" in line} == {"production", "training"}
+    for name in ("production", "training"):
+        (tmp_path / f"{name}.toml").unlink()
+    three("guide.status", "--target=local", code=3, RUNBOOK_INSTANCES=str(tmp_path))  # `new` is still to be set up
 
 
 def test_everything_of_one_taken_back_leaves_the_others_running(three: Guide) -> None:

@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from procedures import RUNBOOK
 from runbook.clients.web import Web
 from runbook.instance import load
 from stack import binaries
+from stack.api import wait_until
 from stack.state import State, cache_root
 
 ROOT = Path(__file__).parent.parent
@@ -147,6 +149,13 @@ def test_from_a_clean_clone_to_an_app_that_answers(deployed: tuple[Newcomer, str
     assert {path.name for path in (newcomer.folder / "home").iterdir()} <= {".local", ".cache"}
 
 
+def test_nothing_of_his_stack_needs_root(deployed: tuple[Newcomer, str]) -> None:
+    newcomer, _ = deployed
+    stack = json.loads(newcomer.inv("stack.status", "--json").stdout)
+    assert stack["ready"] and {"platform", "builder"} <= {row["part"] for row in stack["parts"]}
+    assert {Path(f"/proc/{row['pid']}").stat().st_uid for row in stack["parts"] if row["pid"]} == {NOBODY}
+
+
 def test_the_second_run_changes_nothing_from_whatever_folder(deployed: tuple[Newcomer, str]) -> None:
     newcomer, url = deployed
     assert newcomer.states("guide.run", "--build=dev") == UNCHANGED["dev"]
@@ -168,9 +177,9 @@ def test_interrupted_it_says_so_once_and_goes_on_where_it_stopped(deployed: tupl
     assert states["environment.set"] in {"changed", "unchanged"}
 
 
-def test_a_stack_killed_in_the_middle_is_started_again_by_the_next_run(deployed: tuple[Newcomer, str]) -> None:
+def test_a_stack_killed_in_the_middle_is_started_again_by_the_next_run_once_its_ports_are_free(deployed: tuple[Newcomer, str]) -> None:
     newcomer, url = deployed
-    outer = int(newcomer.state.path("run", "outer.pid").read_text())
+    outer, port = int(newcomer.state.path("run", "outer.pid").read_text()), newcomer.state.ports.api
     with newcomer.start("./inv", *TRAINING) as run:
         assert run.stdout
         assert any("environment.set" in line for line in run.stdout), run.communicate()
@@ -179,29 +188,27 @@ def test_a_stack_killed_in_the_middle_is_started_again_by_the_next_run(deployed:
     assert run.returncode == 1
     assert "Traceback" not in errors
     assert "error:" in errors
+    with taken(port):
+        done = newcomer.inv(*TRAINING, code=1)
+    assert f"port {port} on 127.0.0.1" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
     newcomer.inv(*TRAINING)
     assert newcomer.states(*TRAINING) == UNCHANGED["training"]
     assert newcomer.states("guide.run", "--build=dev") == UNCHANGED["dev"]
     assert Web(newcomer.state.ca).request("GET", url)[0] == 200
 
 
-def test_a_port_that_somebody_took_is_named(deployed: tuple[Newcomer, str]) -> None:
-    newcomer, url = deployed
-    newcomer.inv("stack.down")
-    port = newcomer.state.ports.api
-    with socket.create_server(("127.0.0.1", port)):
-        done = newcomer.inv("guide.run", "--build=dev", code=1)
-        assert f"port {port} on 127.0.0.1" in done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1
-    newcomer.inv("guide.run", "--build=dev")
-    wait_for_answer(newcomer, url)
+@contextmanager
+def taken(port: int) -> Iterator[None]:
+    """Listen on a port meanwhile, as soon as what was killed has left it."""
+    def server() -> socket.socket | None:
+        try:
+            return socket.create_server(("127.0.0.1", port))
+        except OSError:
+            return None
 
-
-def wait_for_answer(newcomer: Newcomer, url: str) -> None:
-    deadline = time.monotonic() + 60
-    while Web(newcomer.state.ca).request("GET", url)[0] != 200:
-        assert time.monotonic() < deadline, f"{url} does not answer"
-        time.sleep(0.2)
+    with wait_until(server, f"port {port} to be free", 30):
+        yield
 
 
 def test_wiped_it_leaves_no_process_and_no_file_of_its_state(deployed: tuple[Newcomer, str]) -> None:

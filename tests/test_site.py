@@ -435,7 +435,7 @@ def blocks(text):
 
 
 def copies(page):
-    """Return what the copy buttons of a page give, under every choice of tabs."""
+    """Return what the copy buttons of a page give, each where a choice of tabs first shows it."""
     found = set()
     page.evaluate("document.querySelectorAll('article details').forEach(box => box.open = true)")
     labels = dict.fromkeys(page.locator("article .tabbed-labels > label").all_text_contents())
@@ -447,8 +447,9 @@ def copies(page):
             choose(page, place)
             for other in others:
                 choose(page, other)
-                for button in page.locator("article .md-code__nav button:visible").all():
+                for button in page.locator("article .md-code__nav button:not([data-clicked]):visible").element_handles():
                     button.click()
+                    button.evaluate("button => { button.dataset.clicked = '' }")
                     found.add(page.evaluate("navigator.clipboard.readText()"))
     return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -51,18 +50,6 @@ def test_up_on_a_running_stack_is_quick_and_changes_nothing(stack):
     pids = [{row["part"]: row["pid"] for row in found["parts"] if row["pid"]} for found in (before, commands.status(stack.state))]
     assert pids[0]
     assert pids[0] == pids[1]
-
-
-def test_two_starts_at_once_make_one_stack(empty):
-    both = [subprocess.Popen([sys.executable, "-m", "runbook", "stack.up"], cwd=launch.checkout(), text=True,
-                             env=os.environ | {"RUNBOOK_STATE": str(empty.root)}, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE) for _ in range(2)]
-    for each in both:
-        _, errors = each.communicate(timeout=120)
-        assert (each.returncode, errors) == (0, "")
-    supervisors = subprocess.run(["pgrep", "-fc", f"stack.supervisor outer {empty.root}"], capture_output=True,
-                                 text=True, check=False)
-    assert supervisors.stdout.strip() == "1"
 
 
 def test_status_tells_version_link_and_memory_of_each_part(stack):
@@ -212,23 +199,3 @@ def test_a_start_does_not_take_a_folder_with_other_things_for_its_own(empty, mon
     with pytest.raises(StackError, match="does not look like the state folder"):
         commands.down(empty, wipe=True, progress=silent)
     assert empty.path("thesis.tex").exists()
-
-
-def test_an_ordinary_user_has_a_stack_too(ordinary_user):
-    """From start to a database that answers, and nothing left: no rights of root are needed for any of it."""
-    def stack_command(*words: str) -> subprocess.CompletedProcess[str]:
-        return ordinary_user.run(sys.executable, "-m", "runbook", f"stack.{words[0]}", *words[1:])
-    try:
-        done = stack_command("up")
-        assert done.returncode == 0, done.stderr
-        made = ordinary_user.run(sys.executable, "-c", "from stack.postgres import create; from stack.state import *\n"
-                                                       "print(create(State(default_root()), 'mine').port)")
-        assert made.returncode == 0, made.stderr
-        state = json.loads(stack_command("status", "--json").stdout)
-        assert state["ready"]
-        owners = {Path(f"/proc/{row['pid']}").stat().st_uid for row in state["parts"] if row["pid"]}
-        assert 0 not in owners
-    finally:
-        done = stack_command("down", "--wipe")
-    assert done.returncode == 0, done.stderr
-    assert not (ordinary_user.home / "state").exists()

@@ -32,11 +32,17 @@ def silent(_line: str) -> None:
 
 @pytest.fixture(scope="module")
 def second() -> Iterator[State]:
-    """Another stack, beside the session's: one that these tests may kill."""
+    """Another stack, beside the session's: one that these tests may kill, begun by two starts at once."""
     state = State(Path(tempfile.mkdtemp(prefix="stack-")))
-    commands.up(state, silent)
-    yield state
-    commands.down(state, wipe=True, progress=silent)
+    both = [subprocess.Popen([sys.executable, "-m", "runbook", "stack.up"], cwd=launch.checkout(), text=True, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, env=os.environ | {"RUNBOOK_STATE": str(state.root)}) for _ in range(2)]
+    try:
+        for each in both:
+            _, errors = each.communicate(timeout=120)
+            assert (each.returncode, errors) == (0, "")
+        yield state
+    finally:
+        commands.down(state, wipe=True, progress=silent)
     assert not state.root.exists()
 
 
@@ -63,6 +69,11 @@ def test_two_stacks_run_side_by_side(stack, second):
     for state in (second, stack.state):
         wait_until(lambda state=state: {row["state"] for row in parts(state).values()} <= {"ready", "done"},
                    "every part to be ready", 5)
+
+
+def test_two_starts_at_once_make_one_stack(second):
+    supervisors = subprocess.run(["pgrep", "-fc", f"stack.supervisor outer {second.root}"], capture_output=True, text=True, check=False)
+    assert supervisors.stdout.strip() == "1"
 
 
 def test_the_second_cluster_begins_with_what_the_first_one_had_and_with_nothing_of_its_own(stack, second):
