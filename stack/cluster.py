@@ -38,28 +38,27 @@ READ = ["get", "list", "watch"]
 WRITE = ["create", "delete", "deletecollection", "patch", "update"]
 
 
-def prepare(state: State) -> bool:
-    """Bring the cluster to what the stack promises; one look when it is there already. Returns whether there was something to do.
+def prepare(state: State) -> None:
+    """Bring the cluster to what the stack promises; one look when it is there already.
 
     Speaks to the API server itself, because HAProxy in front of it may not run yet. Raises StackError when the server
     does not carry out mutating admission policies, ApiError when it refuses an object.
     """
-    return apply_content(Api("https://127.0.0.1:6443", state.tokens.admin, state.ca))
+    apply_content(Api("https://127.0.0.1:6443", state.tokens.admin, state.ca))
 
 
-def apply_content(api: Api) -> bool:
+def apply_content(api: Api) -> None:
     """Apply what `content` returns as the cluster's administrator, unless its mark is there; see `prepare`."""
     manifests = content()
     version = hashlib.sha256(json.dumps(manifests, sort_keys=True).encode()).hexdigest()
     marker = api.get("ConfigMap", MARKER, "kube-system")
     if marker is not None and marker["data"].get("version") == version:
-        return False
+        return
     apply_all(api, manifests)
     prove_mutation(api)
     # The mark comes last: what it marks has been seen to work.
     api.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": MARKER, "namespace": "kube-system"},
                "data": {"version": version}}, MANAGER)
-    return True
 
 
 def prove_mutation(api: Api, seconds: float = 20) -> None:

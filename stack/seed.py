@@ -40,26 +40,26 @@ def place() -> Path:
 
 
 def sow(file: Path, port: int = ETCD_PORT) -> bool:
-    """Put a seed into an etcd in which there is no cluster yet; return whether that was done.
+    """Put a seed into an etcd in which there is no cluster yet; return whether there is none, so that `gather` is to take it.
 
-    What the API server was quicker to make stays as it is. A file that cannot be used is removed, and the seed taken anew.
-    Raises TimeoutError when etcd does not answer.
+    Of a cluster that is there none is ever taken: it may have been used. What the API server was quicker to make stays as it
+    is. A file that cannot be used is removed. Raises TimeoutError when etcd does not answer.
     """
-    wait_until(lambda: _ask(port, "range", {"key": _key(FIRST)}), "etcd to answer", 60)
+    if wait_until(lambda: _ask(port, "range", {"key": _key(FIRST)}), "etcd to answer", 60).get("kvs"):
+        return False
     try:
         puts = [{"request_txn": {"compare": [_absent(each["key"])], "success": [{"request_put": each}]}}
                 for each in json.loads(file.read_text())]
     except FileNotFoundError:
-        return False
+        return True
     except (OSError, ValueError, TypeError, KeyError) as error:
         print(f"the seed {file} cannot be read: {error!r}", flush=True)
-        done = None
     else:
-        done = _ask(port, "txn", {"compare": [_absent(_key(FIRST))], "success": puts})
-    if done is None:
-        with contextlib.suppress(OSError):
-            file.unlink()
-    return bool(done and done.get("succeeded"))
+        if _ask(port, "txn", {"compare": [_absent(_key(FIRST))], "success": puts}):
+            return False
+    with contextlib.suppress(OSError):
+        file.unlink()
+    return True
 
 
 def gather(file: Path, port: int = ETCD_PORT) -> None:

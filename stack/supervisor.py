@@ -315,7 +315,7 @@ def run_cluster(state: State) -> None:
     from stack.api import Api, ApiError, wait_until
 
     file = seed.place()
-    sown = seed.sow(file)  # before the API server looks
+    lacking = seed.sow(file)  # before the API server looks
     api = Api("https://127.0.0.1:6443", state.tokens.admin, state.ca)
 
     def answers() -> bool:
@@ -324,7 +324,8 @@ def run_cluster(state: State) -> None:
         except ApiError:  # 500 as long as one of its own checks fails
             return False
     wait_until(answers, "the API server", 90)
-    if cluster.prepare(state) and not sown:
+    cluster.prepare(state)
+    if lacking:
         seed.gather(file)
 
 

@@ -77,7 +77,7 @@ def written(folder: Path, **values: str) -> Path:
 
 def test_an_empty_etcd_gets_it_and_what_was_quicker_stays(etcd: int, tmp_path: Path) -> None:
     put(etcd, "namespaces/default", "the server's")
-    assert seed.sow(written(tmp_path, namespaces__default="ours", namespaces__openshift="ours", clusterroles__view="ours"), etcd)
+    assert not seed.sow(written(tmp_path, namespaces__default="ours", namespaces__openshift="ours", clusterroles__view="ours"), etcd)
     assert held(etcd) == {"namespaces/default": "the server's", "namespaces/openshift": "ours", "clusterroles/view": "ours"}
 
 
@@ -88,8 +88,14 @@ def test_a_cluster_that_is_there_gets_nothing(etcd: int, tmp_path: Path) -> None
     assert held(etcd) == {seed.FIRST: "there"} and file.exists()
 
 
+def test_of_a_cluster_that_is_there_none_is_taken_for_it_may_have_been_used(etcd: int, tmp_path: Path) -> None:
+    assert seed.sow(tmp_path / "none.json", etcd)
+    put(etcd, seed.FIRST, "there")
+    assert not seed.sow(tmp_path / "none.json", etcd)
+
+
 def test_as_many_keys_as_a_seed_may_have_come_at_once(etcd: int, tmp_path: Path) -> None:
-    assert seed.sow(written(tmp_path, **{f"roles__{number}": "x" * 1000 for number in range(ETCD_OPERATIONS - 1)}), etcd)
+    assert not seed.sow(written(tmp_path, **{f"roles__{number}": "x" * 1000 for number in range(ETCD_OPERATIONS - 1)}), etcd)
     assert len(held(etcd)) == ETCD_OPERATIONS - 1
 
 
@@ -97,9 +103,9 @@ def test_as_many_keys_as_a_seed_may_have_come_at_once(etcd: int, tmp_path: Path)
 def test_a_file_that_cannot_be_used_goes_and_nothing_of_it_comes(etcd: int, tmp_path: Path, text: str) -> None:
     file = tmp_path / "seed.json"
     file.write_text(text)
-    assert not seed.sow(file, etcd)
+    assert seed.sow(file, etcd)
     assert held(etcd) == {} and not file.exists()
-    assert not seed.sow(file, etcd), "there is none yet"
+    assert seed.sow(file, etcd), "there is none yet"
 
 
 def test_of_a_cluster_only_that_is_kept_which_is_nobodys(etcd: int, tmp_path: Path) -> None:
@@ -114,7 +120,7 @@ def test_of_a_cluster_only_that_is_kept_which_is_nobodys(etcd: int, tmp_path: Pa
     seed.gather(file, etcd)
     assert [path.name for path in file.parent.iterdir()] == ["kept.json"]
     ask(etcd, "deleterange", {"key": of("/"), "range_end": of("0")})
-    assert seed.sow(file, etcd)
+    assert not seed.sow(file, etcd)
     stream.pop("status")
     assert held(etcd) == kept | {f"{seed.STREAMS}openshift/python": json.dumps(stream)}
 
