@@ -63,9 +63,15 @@ def sow(file: Path, port: int = ETCD_PORT) -> bool:
 
 
 def gather(file: Path, port: int = ETCD_PORT) -> None:
-    """Keep what a cluster holds that nobody has used yet; where that cannot be, it is only said."""
-    seed = [{"key": each["key"], "value": _unused(each["value"]) if place == STREAMS else each["value"]} for place in OF_NOBODY
-            for each in (_ask(port, "range", {"key": _key(place), "range_end": _key(_after(place))}) or {}).get("kvs", [])]
+    """Keep what a cluster holds that nobody has used yet, all of it or nothing; where that cannot be, it is only said."""
+    seed = []
+    for place in OF_NOBODY:
+        found = _ask(port, "range", {"key": _key(place), "range_end": _key(_after(place))})
+        if found is None:  # half a seed would be taken for a whole cluster
+            print(f"the seed {file} is not kept: etcd did not give {place}", flush=True)
+            return
+        seed += [{"key": each["key"], "value": _unused(each["value"]) if place == STREAMS else each["value"]}
+                 for each in found.get("kvs", [])]
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(prefix=".made-", dir=file.parent) as made:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -123,6 +124,22 @@ def test_of_a_cluster_only_that_is_kept_which_is_nobodys(etcd: int, tmp_path: Pa
     assert not seed.sow(file, etcd)
     stream.pop("status")
     assert held(etcd) == kept | {f"{seed.STREAMS}openshift/python": json.dumps(stream)}
+
+
+def test_half_a_seed_is_never_kept(etcd: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """One question of many is not answered: a seed with the mark and without the kinds would break every stack after this one."""
+    put(etcd, seed.FIRST, "r")
+    asked, real = [], seed._ask
+
+    def fails_once(port: int, what: str, body: object) -> dict[str, Any] | None:
+        asked.append(body)
+        return None if len(asked) == 3 else real(port, what, body)
+
+    monkeypatch.setattr(seed, "_ask", fails_once)
+    file = tmp_path / "clusters" / "half.json"
+    seed.gather(file, etcd)
+    assert len(asked) == 3 and not file.exists()
+    assert f"is not kept: etcd did not give {seed.OF_NOBODY[2]}" in capsys.readouterr().out
 
 
 def test_where_it_cannot_be_kept_that_is_only_said(etcd: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
