@@ -4,8 +4,8 @@ Stands for: OpenShift's router (HAProxy too, with the same semantics of a Route)
 with the aggregated build API behind it, kube-proxy, and the network between CERN's services and the cluster.
 `render` is a function from values to text; `stack/router.py` finds the values and reloads HAProxy.
 
-Differs: sessions are not sticky and requests go to endpoints by turns; HTTP/2 is offered for the API only; a Route is
-served with edge termination or without TLS, with a certificate of the local CA in place of its own, and without weights
+Differs: sessions are not sticky and requests go to endpoints by turns; HTTP/2 is not offered; a Route is served with
+edge termination or without TLS, with a certificate of the local CA in place of its own, and without weights
 (`alternateBackends`). A Service's connections come to the pod from the bridge's address, and UDP is not forwarded.
 From the host every client is 127.0.0.1; one more port plays the world outside: its clients say with the PROXY protocol
 which address they come from, as behind a load balancer.
@@ -142,8 +142,9 @@ def _api(of: Frame) -> str:
     crt = _quoted(of.api_certificate)
     return f"""
 frontend api
-    bind fd@{of.sockets["api"]} ssl crt {crt} alpn h2,http/1.1
-    bind {API_CLUSTER_ADDRESS}:443 ssl crt {crt} alpn h2,http/1.1
+    # No HTTP/2: its connections end at a reload, and kubectl cannot send again what it was sending.
+    bind fd@{of.sockets["api"]} ssl crt {crt} alpn http/1.1
+    bind {API_CLUSTER_ADDRESS}:443 ssl crt {crt} alpn http/1.1
     timeout client 1h
     use_backend builder if {{ path_reg {_quoted(BUILDER_PATHS)} }}
     default_backend api

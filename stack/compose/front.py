@@ -51,7 +51,7 @@ def render(of: Front) -> str:
 
     parts = [GLOBAL, f"""
 frontend api
-    bind fd@{of.sockets["api"]} ssl crt {crt} alpn h2,http/1.1
+    bind fd@{of.sockets["api"]} ssl crt {crt} alpn http/1.1
     timeout client 1h
     use_backend builder if {{ path_reg {_quoted(BUILDER_PATHS)} }}
     # Nobody says of himself who he is.
