@@ -55,6 +55,9 @@ class Lease:
             self._taking = True
             try:
                 self._live = self._taken()
+            except KeyboardInterrupt:
+                self._live = self._arrived()
+                raise
             finally:
                 self._taking = False
             if self._live:
@@ -91,6 +94,14 @@ class Lease:
         self._say(f"taking over from {_who(found)}, who is gone")
         return self._request("PATCH", cluster.path(NAME), self._manifest(found["metadata"]["resourceVersion"]))
 
+    def _arrived(self) -> Manifest | None:
+        """Return the Lease when it is this run's, although nobody heard the answer: it is to be given back."""
+        with contextlib.suppress(GuideError):
+            found = self._cluster().get(NAME)
+            if found and found["spec"].get("holderIdentity") == _own_name():
+                return found
+        return None
+
     def _request(self, method: str, path: str, body: Manifest) -> Manifest:
         content = "application/merge-patch+json" if method == "PATCH" else "application/json"
         try:
@@ -107,7 +118,7 @@ class Lease:
                                 "annotations": {MACHINE: machine(), COMMAND: self._command}}
         return {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
                 "metadata": meta | ({"resourceVersion": version} if version else {}),
-                "spec": {"holderIdentity": f"{getpass.getuser()}@{socket.gethostname()}:{os.getpid()}",
+                "spec": {"holderIdentity": _own_name(),
                          "leaseDurationSeconds": SECONDS, "acquireTime": now, "renewTime": now}}
 
     def _alive(self, found: Manifest) -> str:
@@ -160,6 +171,10 @@ def _project(cluster: Cluster) -> bool:
         return cluster.get(Object("Namespace", cluster.project)) is not None
     except Unknown:
         return False
+
+
+def _own_name() -> str:
+    return f"{getpass.getuser()}@{socket.gethostname()}:{os.getpid()}"
 
 
 def _who(found: Manifest) -> str:

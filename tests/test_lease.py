@@ -13,6 +13,7 @@ import pytest
 from runbook import lease
 from runbook.clients.cluster import Cluster
 from stack.api import wait_until
+from tests import ready
 from tests.guide import ROOT, Site
 
 pytestmark = pytest.mark.needs("cluster", "portal")
@@ -82,6 +83,23 @@ def test_it_is_released_at_the_end_and_after_an_interrupt(site: Site) -> None:
     with somebody(site, "deploy.build", "--again") as other:
         other.send_signal(signal.SIGINT)
         assert other.wait(30) == 130
+    assert held(site) is None
+
+
+def test_an_interrupt_before_the_answer_arrives_leaves_none(site: Site) -> None:
+    """The server has made the Lease, and nobody here has heard of it."""
+    unheard = """
+from runbook.lease import Lease
+asked = Lease._request
+def request(*words):
+    asked(*words)
+    raise KeyboardInterrupt
+Lease._request = request
+"""
+    place = site.guide.audit_end()
+    done = ready.run(("eos.credentials", "--rotate", f"--build={site.name}"), site.guide.environment | site.environment, 60, unheard)
+    assert done.returncode == 130, done.stderr
+    assert [uri.split()[0] for uri in site.guide.writes(place)] == ["create", "delete"]
     assert held(site) is None
 
 

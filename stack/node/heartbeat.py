@@ -42,8 +42,7 @@ def run(api: Api, stop: threading.Event) -> None:
 
 
 def _renew(api: Api) -> None:
-    stamp = dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    api.patch("Lease", NODE, {"spec": {"renewTime": stamp}}, "kube-node-lease")
+    api.patch("Lease", NODE, {"spec": {"renewTime": _stamp()}}, "kube-node-lease")
 
 
 def _register(api: Api) -> None:
@@ -53,9 +52,14 @@ def _register(api: Api) -> None:
     if api.get("Namespace", "kube-node-lease") is None:
         api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kube-node-lease"}})
     if api.get("Lease", NODE, "kube-node-lease") is None:
+        # With its time from the first moment on: a node controller that has once seen it without one notices no renewal.
         api.create({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
                     "metadata": {"name": NODE, "namespace": "kube-node-lease"},
-                    "spec": {"holderIdentity": NODE, "leaseDurationSeconds": 40}})
+                    "spec": {"holderIdentity": NODE, "leaseDurationSeconds": 40, "renewTime": _stamp()}})
+
+
+def _stamp() -> str:
+    return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _status() -> Manifest:

@@ -97,6 +97,8 @@ class Pod:
         self._namespace: Namespace | None = None
         self._volumes = Volumes(shared.api, shared.state, self._folder / "volumes", self._fetch)
         self._told: Manifest = manifest.get("status", {})
+        self._version = _version(manifest)
+        """Of the object that holds what was told."""
         self._since = self._told.get("startTime") or now()
         self._attempts = 0
         self.inits = [Container(spec, init=True) for spec in manifest["spec"].get("initContainers", [])]
@@ -436,6 +438,8 @@ class Pod:
 
     def _tell(self, pod: Manifest, *, final: bool = False) -> None:
         """Write the pod's status when it changed."""
+        if _version(pod) > self._version:  # Others write it, too: the node controller, when it took the node for lost.
+            self._told, self._version = pod.get("status", {}), _version(pod)
         inits, mains = ([self._status(each) for each in group] for group in (self.inits, self.mains))
         said: Manifest = {"initContainerStatuses": inits, "containerStatuses": mains, "startTime": self._since,
                           "hostIP": NODE_ADDRESS, "hostIPs": [{"ip": NODE_ADDRESS}]}
@@ -451,8 +455,9 @@ class Pod:
             del said["initContainerStatuses"]
         if any(self._told.get(key) != value for key, value in said.items()):
             about = pod["metadata"]
-            self._told = self.shared.api.patch("Pod", about["name"], {"status": said, "metadata": {"uid": self.uid}},
-                                               about["namespace"], subresource="status")["status"]
+            kept = self.shared.api.patch("Pod", about["name"], {"status": said, "metadata": {"uid": self.uid}},
+                                         about["namespace"], subresource="status")
+            self._told, self._version = kept["status"], _version(kept)
 
     def _status(self, container: Container) -> Manifest:
         run = container.run
@@ -512,6 +517,10 @@ class Pod:
     def _event(self, kind: str, reason: str, message: str, container: Container) -> None:
         part = "initContainers" if container.init else "containers"
         self.shared.events.tell(self.manifest, kind, reason, message, field=f"spec.{part}{{{container.name}}}")
+
+
+def _version(manifest: Manifest) -> int:
+    return int(manifest["metadata"]["resourceVersion"])
 
 
 def forget(state: State, uid: str, logs: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import os
 import secrets
 import select
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,7 +59,7 @@ def test_a_deployment_runs_answers_and_rolls(project: Project) -> None:
     pods = project.api.list("Pod", project.name, labelSelector="app=web")
     addresses = {pod["status"]["podIP"] for pod in pods}
     assert len(addresses) == 2, "two pods with the same port, each with an address of its own"
-    assert {each["type"]: each["status"] for each in pods[0]["status"]["conditions"]}["Ready"] == "True"
+    assert ready(pods[0]) == "True"
     first = pods[0]["metadata"]["name"]
     for address in addresses:
         look = f"import urllib.request as u; print(u.urlopen('http://{address}:8080/', timeout=5).status)"
@@ -442,14 +444,33 @@ def test_secrets_are_on_no_command_line(project: Project) -> None:
 
 # The node itself.
 
-def test_the_node_is_ready_and_the_lease_is_renewed(stack: Any) -> None:
+def test_the_node_is_ready_and_its_lease_is_renewed_and_never_without_a_time(stack: Any) -> None:
+    """A node controller that has once seen the Lease without its time notices no renewal, and takes the node for lost."""
     node = stack.api.get("Node", status.NODE)
     assert {each["type"]: each["status"] for each in node["status"]["conditions"]}["Ready"] == "True"
+    over = threading.Event()
+    threading.Timer(30, over.set).start()
+    seen = stack.api.watch("Lease", "kube-node-lease", stop=over)
+    assert next(event for event, _ in seen if event == "SYNCED")
+    stack.api.delete("Lease", status.NODE, "kube-node-lease")  # The next renewal, ten seconds later at most, makes it anew.
+    versions = [lease["spec"].get("renewTime", "") for event, lease in itertools.islice(seen, 3) if event != "DELETED"]
+    over.set()
+    assert "" not in versions and versions[-1] > versions[0]
 
-    def renewed() -> str:
-        return str((stack.api.get("Lease", status.NODE, "kube-node-lease") or {})["spec"]["renewTime"])
-    before = renewed()
-    wait_until(lambda: renewed() != before, "the renewal", 15)
+
+def test_what_the_node_controller_wrote_of_a_lost_node_is_put_right(project: Project) -> None:
+    """A node that was away for a minute comes back to pods that all count as not ready."""
+    project.pod("lost")
+    project.running("lost")
+    lost = {"conditions": [{"type": "Ready", "status": "False", "reason": "NodeNotReady"}]}
+    told = project.api.patch("Pod", "lost", {"status": lost}, project.name, subresource="status",
+                             content="application/strategic-merge-patch+json")
+    assert ready(told) == "False"
+    wait_until(lambda: ready(project.get("lost")) == "True", "the pod to be ready again", 30)
+
+
+def ready(pod: Manifest) -> str:
+    return str({each["type"]: each["status"] for each in pod["status"]["conditions"]}["Ready"])
 
 
 def test_an_error_in_one_part_ends_the_platform() -> None:
