@@ -67,7 +67,10 @@ def behaves(site: Site) -> Iterator[Any]:
 
     yield make
     site.guide.stack.state.path("eos.json").unlink(missing_ok=True)
-    site.change({"eos": {"patience": 120}})
+    # As patient as the pods that serve: what did not roll out is then gone without another roll-out.
+    (probe,) = [pod["spec"]["containers"][0]["startupProbe"] for pod in pods(site)
+                if all(each["ready"] for each in pod["status"]["containerStatuses"])]
+    site.change({"eos": {"patience": probe["failureThreshold"] * probe["periodSeconds"]}})
     site("eos.mount")
     settle(site)
 
@@ -134,7 +137,7 @@ def test_an_absent_eos_ends_at_the_deadline_and_the_old_pod_serves(site: Site, b
 
 def test_a_slow_eos_is_waited_for_and_one_that_hangs_is_said(site: Site, behaves: Any) -> None:
     behaves(slow=3)
-    site.change({"eos": {"patience": 100}})
+    site.change({"eos": {"patience": 110}})
     assert site.outcomes("eos.mount")["eos.mount"]["state"] == "changed"
     assert site.outcomes("eos.verify")["eos.verify"]["state"] == "unchanged"
     behaves(slow=40)
