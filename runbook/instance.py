@@ -7,6 +7,7 @@ real thing at CERN; its `[local]` table overrides keys for the local stack, with
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import tomllib
 import types
@@ -16,6 +17,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from runbook.errors import WrongUse
+
+_hints = functools.cache(get_type_hints)
+"""Of a class; every command reads each instance file, table by table."""
 
 
 def about(meaning: str, *, default: Any = dataclasses.MISSING) -> Any:
@@ -295,7 +299,7 @@ class _Reader:
         return table_line
 
     def build(self, form: type, table: Mapping[str, Any], prefix: str) -> Any:
-        hints = get_type_hints(form)
+        hints = _hints(form)
         fields = {f.name: f for f in dataclasses.fields(form) if f.metadata}
         for key in table:
             if key not in fields:
