@@ -5,12 +5,14 @@ The branch is fetched into a bare repository in the user's cache, so that an unc
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import os
 import subprocess
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -43,9 +45,11 @@ class Git:
     def _at(self, url: str, commit: str, folder: str) -> Source:
         store = self._cache / "git" / hashlib.sha256(url.encode()).hexdigest()[:16]
         if not self._has(store, commit):
-            store.parent.mkdir(parents=True, exist_ok=True)
-            self._run("init", "--quiet", "--bare", str(store))
-            self._run("-C", str(store), *self._own_ca_only(url), "fetch", "--quiet", "--depth=1", url, commit)
+            with _alone(store):
+                if not self._has(store, commit):
+                    self._run("init", "--quiet", "--bare", str(store))
+                    self._run("-C", str(store), "-c", "gc.auto=0", *self._own_ca_only(url),
+                              "fetch", "--quiet", "--depth=1", url, commit)
         return Source(commit, self._files(store, commit, folder))
 
     def _read(self, url: str, read: Callable[[], Source]) -> Source:
@@ -108,3 +112,14 @@ class Git:
         trust = {"GIT_SSL_CAINFO": str(self._ca)} if self._ca else {}
         environment = os.environ | {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"} | trust | self._environment
         return subprocess.run(["git", *arguments], capture_output=True, env=environment, timeout=60, check=False)
+
+
+@contextmanager
+def _alone(store: Path) -> Iterator[None]:
+    """Wait until no other run writes into a store. What git locked there it cannot need any more: its run was killed."""
+    store.parent.mkdir(parents=True, exist_ok=True)
+    with store.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for left in store.glob("*.lock"):
+            left.unlink()
+        yield
