@@ -29,12 +29,13 @@ def let_go(wanted: Object, live: Manifest, connections: Connections) -> str:
         raise GuideError(f"{wanted} is used by {named}", "; ".join(map(_cure, by)) + "; `--force` does not wait for that: what "
                          "these pods have not written yet may be lost")
     cluster.delete(wanted, live["metadata"]["uid"])
+    hung = "deletionTimestamp" in live["metadata"]  # Since an earlier run, which has waited.
     started = last = time.monotonic()
     while (found := cluster.get(wanted)) and found["metadata"]["uid"] == live["metadata"]["uid"]:
         using = [pod["metadata"]["name"] for pod in cluster.list("Pod") if _names(pod["spec"], wanted.name)]
         now = time.monotonic()
         last = now if using else last
-        if now - started > PATIENCE or now - last > SOON or (by and force):
+        if now - started > PATIENCE or now - last > SOON or (force and (by or (hung and not using))):
             return _unfinished(wanted, found, using, connections)
         time.sleep(0.5)
     return ""

@@ -13,6 +13,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from multiprocessing import forkserver
 from pathlib import Path
@@ -22,13 +23,16 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["runbook.start", "kubernetes.config", "kubernetes.stream", "psycopg2", "rich.console", "urllib3",
                                   "procedures", "runbook.cli", "runbook.run", "stack.commands"])
 
+_STARTING = threading.Lock()
+
 
 def run(words: tuple[str, ...], environment: Mapping[str, str], seconds: float, before: str = "") -> subprocess.CompletedProcess[str]:
     """Run a command from the root folder with nothing on its standard input, after some lines of Python.
 
     Raises subprocess.TimeoutExpired.
     """
-    _start()
+    with _STARTING:
+        _start()
     with tempfile.TemporaryDirectory(prefix="command-") as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         process = PROCESSES.Process(target=_command, args=(words, dict(environment), out, err, before))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,12 @@ BUILDS = ("dev", "training", "production")
 
 @pytest.fixture(scope="module")
 def three(guide: Guide) -> Iterator[Guide]:
-    """All three instances, deployed."""
-    for build in BUILDS:
-        run(guide, build, "guide.run")
+    """All three instances, deployed at the same time."""
+    with ThreadPoolExecutor() as three_people:
+        list(three_people.map(lambda build: run(guide, build, "guide.run"), BUILDS))
     yield guide
-    for build in ("production", "training"):  # dev is left to the tests that share it
-        run(guide, build, "guide.undo", "--data")
+    with ThreadPoolExecutor() as two_people:  # dev is left to the tests that share it
+        list(two_people.map(lambda build: run(guide, build, "guide.undo", "--data"), ("production", "training")))
 
 
 def run(guide: Guide, build: str, *words: str, code: int = 0) -> str:
