@@ -21,6 +21,7 @@ import psycopg2
 from procedures import RUNBOOK
 from runbook.clients.web import Web
 from runbook.doctor import recognized
+from runbook.errors import Unreachable
 from runbook.instance import Instance, load
 from stack import binaries, commands, gives, postgres
 from stack.api import Manifest, wait_until
@@ -210,18 +211,29 @@ class Site:
 
     @contextmanager
     def visited(self, path: str = "/") -> Iterator[list[int]]:
-        """Visit a page of the site again and again meanwhile; gives the list of what it answered."""
+        """Visit a page of the site again and again meanwhile; gives the list of what it answered, 0 for a lost connection.
+
+        The first answer is there before anything else is done, and the last is to somebody who came after it.
+        """
         answers: list[int] = []
         over = threading.Event()
 
         def visit() -> None:
             web = self.guide.web()
-            while not over.wait(0.2):
-                answers.append(web.request("GET", f"{self.instance.url}{path}")[0])
+            while True:
+                last = over.is_set()
+                try:
+                    answers.append(web.request("GET", f"{self.instance.url}{path}")[0])
+                except Unreachable:
+                    answers.append(0)
+                if last:
+                    return
+                over.wait(0.2)
 
         visitor = threading.Thread(target=visit)
         visitor.start()
         try:
+            wait_until(lambda: answers, "the visitor's first answer", 30)
             yield answers
         finally:
             over.set()
