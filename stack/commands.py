@@ -50,6 +50,7 @@ def up(state: State, progress: binaries.Progress = print, kind: str = "") -> dic
             if not started:  # the one that was there has just been stopped
                 started = launch.launch(state, progress)
                 continue
+            launch.check_room(state, FULL)
             raise StackError(f"the stack ended while it started: {_last_lines(state, 'supervisor')}")
         _report(state, seen, progress)
         if time.monotonic() > deadline or _hopeless(state):
@@ -85,7 +86,7 @@ def connection(state: State) -> dict[str, Any]:
 def ailing(state: State) -> str:
     """Return what is wrong with a stack that does not answer: a full disk, a part that is not ready; "" when nothing is."""
     if shutil.disk_usage(state.root).free >> 20 < FULL:
-        return f"No space left on device: the disk of the state folder {state.root} is full; make room there"
+        return f"{state.full}; make room there"
     if not launch.running(state):
         return "the local stack has stopped; the next command starts it again"
     rows = (row for row in status(state)["parts"] if row["state"] not in ("ready", "done"))

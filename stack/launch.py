@@ -93,10 +93,11 @@ def sentences(state: State) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        cure = {errno.ENOSPC: "make room there", errno.EDQUOT: "make room there"}.get(
-            error.errno or 0, "make it writable for you, or name another folder in RUNBOOK_STATE")
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StackError(f"{state.full}; make room there") from error
         raise StackError(f"the state folder {state.root} cannot be used: {error.strerror or error}"
-                         f"{f' ({error.filename})' if error.filename else ''}; {cure}") from error
+                         f"{f' ({error.filename})' if error.filename else ''}; make it writable for you, or name another folder "
+                         "in RUNBOOK_STATE") from error
 
 
 def make_folders(state: State) -> None:
@@ -124,8 +125,8 @@ def check_room(state: State, megabytes: int) -> None:
     """Raise StackError when less than this many megabytes are free below the state folder."""
     free = shutil.disk_usage(state.root).free >> 20
     if free < megabytes:
-        raise StackError(f"the state folder {state.root} cannot be used: No space left on device ({free} MB are free, a "
-                         f"stack needs {ROOM} MB); make room there, or name another folder in RUNBOOK_STATE")
+        raise StackError(f"{state.full} ({free} MB are free, a stack needs {ROOM} MB); make room there, or name another folder "
+                         "in RUNBOOK_STATE")
 
 
 def check_namespaces() -> None:

@@ -91,6 +91,11 @@ class State:
         return self.root.joinpath(*parts)
 
     @property
+    def full(self) -> str:
+        """How a full disk is said, whoever notices it."""
+        return f"No space left on device: the disk of the state folder {self.root} is full"
+
+    @property
     def pki(self) -> Path:
         """Folder of the local CA (`ca.crt`, `ca.key`) and of the keys signed by it."""
         return self.path("pki")

@@ -236,7 +236,7 @@ def on_a_disk(newcomer: Newcomer, megabytes: int, script: str, code: int = 0) ->
 def test_a_disk_that_is_too_small_is_one_sentence_before_anything_starts(deployed: tuple[Newcomer, str]) -> None:
     newcomer, _ = deployed
     done = on_a_disk(newcomer, 40, './inv guide.run --build=dev; code=$?; test ! -e "$RUNBOOK_STATE/etcd" || exit 9; (exit $code)', 1)
-    assert "No space left on device" in done.stderr
+    assert f"{newcomer.folder}/small/state is full (" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
@@ -257,4 +257,4 @@ def test_a_disk_that_fills_up_in_the_middle_is_one_sentence_and_the_run_goes_on(
     said = (newcomer.folder / "home/full").read_text()
     first, *rest = said.strip().splitlines()
     assert first.startswith("error: ") and f"the disk of the state folder {newcomer.folder}/small/state is full" in first
-    assert [line.strip().partition(" ")[0] for line in rest] == ["next:"], said
+    assert [line.strip().partition(" ")[0] for line in rest] in (["next:"], []), said  # none where a part had stopped first

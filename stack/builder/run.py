@@ -363,10 +363,8 @@ def _hosts(state: State) -> Path:
 
 
 def _unable(error: OSError, state: State) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return _no_space(state)
-    return f"The build could not go on: {error}."
+    return _no_space(state) if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"The build could not go on: {error}."
 
 
 def _no_space(state: State) -> str:
-    return f"No space left on the device of {state.root}: make room and start the build again."
+    return f"{state.full}; make room there and start the build again."

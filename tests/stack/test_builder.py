@@ -517,7 +517,7 @@ def test_no_space_left_is_said(project: Project, git: GitServer) -> None:
     project.config("app", repository.uri)
     status = project.failed("app")
     assert status["reason"] == "AssembleFailed"
-    assert "make room and start the build again" in status["message"]
+    assert "is full; make room there and start the build again" in status["message"]
 
 
 def test_a_builder_that_dies_leaves_a_failed_build_and_no_half_image(project: Project, git: GitServer) -> None:
