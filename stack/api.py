@@ -194,7 +194,7 @@ class Api:
             raise Unreachable(0, "Unreachable", f"the watch of {path} ended: {error}") from error
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float, pause: float = 0.05) -> Any:
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 60, pause: float = 0.05) -> Any:
     """Call `condition` until it returns something true and return that.
 
     The longer it has waited, the longer is the `pause` before it looks again: a twentieth of that time, at most a second.

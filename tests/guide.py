@@ -92,7 +92,7 @@ class Guide:
             text: bytes = self.stack.state.path("logs", "audit.log").read_bytes()
             return text if text.endswith(b"\n") else b""
 
-        return bytes(wait_until(whole, "the end of the audit log's last line", 60))
+        return bytes(wait_until(whole, "the end of the audit log's last line"))
 
     def database(self, build: str, database: str = "postgres") -> Any:
         """Return a connection as the administrator, with the password that the reader's file holds."""
@@ -233,7 +233,7 @@ class Site:
         visitor = threading.Thread(target=visit)
         visitor.start()
         try:
-            wait_until(lambda: answers, "the visitor's first answer", 30)
+            wait_until(lambda: answers, "the visitor's first answer")
             yield answers
         finally:
             over.set()

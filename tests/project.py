@@ -25,7 +25,7 @@ class Project:
                     "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": MEMBER}],
                     "roleRef": {"kind": "ClusterRole", "apiGroup": "rbac.authorization.k8s.io", "name": "admin"}})
         # Pods are refused until the controllers have made the account that they run as.
-        wait_until(lambda: api.get("ServiceAccount", "default", name), "the default service account", 20)
+        wait_until(lambda: api.get("ServiceAccount", "default", name), "the default service account")
 
     def create(self, kind: str, name: str, spec: Manifest | None = None, **more: Any) -> Manifest:
         group = {"Deployment": "apps/v1", "Job": "batch/v1"}.get(kind, "v1")
@@ -59,7 +59,7 @@ class Project:
     def ended(self, name: str, phase: str = "Succeeded") -> str:
         """Wait for a pod's end and return its log."""
         try:
-            wait_until(lambda: self.get(name).get("status", {}).get("phase") == phase, f"{name} to be {phase}", 30)
+            wait_until(lambda: self.get(name).get("status", {}).get("phase") == phase, f"{name} to be {phase}")
         except TimeoutError as error:
             raise TimeoutError(f"{error}; {self.get(name).get('status')}; {self.kubectl('logs', name).stdout}") from error
         return self.kubectl("logs", name).stdout

@@ -40,7 +40,7 @@ class Served:
     def page(self, name: str) -> str:
         """Return a page as it is served now, "" while nothing answers."""
         try:
-            with urllib.request.urlopen(f"http://{self.address}/{name}", timeout=30) as answer:
+            with urllib.request.urlopen(f"http://{self.address}/{name}", timeout=60) as answer:
                 return str(answer.read().decode())
         except (urllib.error.URLError, ConnectionError):
             return ""

@@ -270,7 +270,7 @@ def test_a_redis_of_2022_gets_no_second_one_beside_it(former: Former) -> None:
     done = former.site.guide.stack.run("kubectl", "-n", former.project, "scale", "dc/redis", "--replicas=0")
     assert done.returncode == 0, done.stderr
     former.member.patch("ReplicaSet", "redis-1", {"spec": {"replicas": 0}}, former.project)  # as its controller does
-    wait_until(lambda: serving() == 0, "the former server to end", 60)
+    wait_until(lambda: serving() == 0, "the former server to end")
 
 
 def test_without_force_nothing_of_others_is_touched(former: Former) -> None:

@@ -88,7 +88,7 @@ def checkout(tmp_path):
 def run(checkout: Path, script: str, **env: str) -> subprocess.CompletedProcess[str]:
     env = {"PATH": f"{checkout / 'bin'}:{os.environ['PATH']}", "HOME": str(checkout / "src"), **env}
     return subprocess.run([str(checkout / "src" / script)], cwd=checkout / "src", env=env, text=True,
-                          capture_output=True, timeout=30, check=False)
+                          capture_output=True, timeout=60, check=False)
 
 
 def assemble(checkout: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -101,7 +101,7 @@ def test_the_start_script_becomes_the_server(checkout):
     program(checkout / "bin", "python", 'echo "python $$ $*"')
     shell = subprocess.Popen(["./openshift-start-up-script.sh"], cwd=checkout / "src", text=True,
                              stdout=subprocess.PIPE, env={"PATH": f"{checkout / 'bin'}:{os.environ['PATH']}"})
-    out, _ = shell.communicate(timeout=30)
+    out, _ = shell.communicate(timeout=60)
     # The script's own process became the server, so the server gets the pod's SIGTERM.
     assert out == f"python {shell.pid} manage.py serve 0.0.0.0:8080\n"
 

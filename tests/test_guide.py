@@ -304,8 +304,8 @@ def test_a_secret_that_leaves_its_place_would_be_seen(deployed: Guide, tmp_path:
     planted = base64.b64encode(state.tokens.member.encode()).decode()
     # `read` is the shell's own: it stays what was started, with these words, until it is told to end.
     with canaries.watched() as words, subprocess.Popen(["sh", "-c", "read -r _", "sh", planted], stdin=subprocess.PIPE) as shown:
-        wait_until(lambda: canaries.inside(b"\n".join(set(words)), known), "the planted secret to be seen", 30)
-        shown.communicate(b"end\n", timeout=10)
+        wait_until(lambda: canaries.inside(b"\n".join(set(words)), known), "the planted secret to be seen")
+        shown.communicate(b"end\n", timeout=60)
     (tmp_path / "planted").write_text(f"password={state.tokens.member}")
     assert canaries.files(known, tmp_path) == {tmp_path / "planted"}
     log, mode = state.logs / "planted.log", state.pgpass.stat().st_mode

@@ -44,7 +44,7 @@ def somebody(site: Site, *words: str) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(command, env=site.guide.environment | site.environment, cwd=ROOT, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as process:
         try:
-            wait_until(lambda: held(site) or process.poll() is not None, "the other run to begin", 30)
+            wait_until(lambda: held(site) or process.poll() is not None, "the other run to begin")
             assert process.poll() is None, process.communicate()
             yield process
         finally:
@@ -122,7 +122,7 @@ def test_a_killed_holder_elsewhere_is_followed_when_its_time_is_up(site: Site) -
     member.patch("Lease", "guide", left, project)
     assert "last seen" in site("eos.credentials", "--rotate", code=1).stderr
     member.patch("Lease", "guide", {"spec": {"leaseDurationSeconds": 1}}, project)
-    wait_until(lambda: site("eos.credentials", "--rotate", code=None).returncode == 0, "the take-over", 20)
+    wait_until(lambda: site("eos.credentials", "--rotate", code=None).returncode == 0, "the take-over")
     site("guide.run")
 
 
@@ -135,10 +135,10 @@ def test_a_holder_that_lost_it_writes_no_more(site: Site, monkeypatch: pytest.Mo
     cluster.before_write = sleeper.take
     sleeper.take()
     first = held(site)["spec"]["renewTime"]
-    wait_until(lambda: held(site)["spec"]["renewTime"] != first, "a sign of life", 10)
+    wait_until(lambda: held(site)["spec"]["renewTime"] != first, "a sign of life")
     member.delete("Lease", "guide", project)
     with pytest.raises(lease.Held, match="took steps over"):
-        wait_until(sleeper.take, "the loss to be seen", 10)
+        wait_until(sleeper.take, "the loss to be seen")
     with pytest.raises(lease.Held):
         cluster.request("DELETE", cluster.collection("Secret") + "/redis")
     sleeper.release()

@@ -170,7 +170,7 @@ def test_interrupted_it_says_so_once_and_goes_on_where_it_stopped(deployed: tupl
         assert run.stdout
         assert any("database.role" in line for line in run.stdout), run.communicate()
         os.killpg(run.pid, signal.SIGINT)
-        _, errors = run.communicate(timeout=30)
+        _, errors = run.communicate(timeout=60)
     assert (run.returncode, errors.strip()) == (130, "interrupted; the same command goes on where this one stopped")
     states = newcomer.states(*TRAINING, "--to=environment.set")
     assert states["database.role"] == "unchanged"
@@ -207,7 +207,7 @@ def taken(port: int) -> Iterator[None]:
         except OSError:
             return None
 
-    with wait_until(server, f"port {port} to be free", 30):
+    with wait_until(server, f"port {port} to be free"):
         yield
 
 

@@ -106,7 +106,7 @@ def run_platform(state: State) -> int:
             return False
         return True
 
-    wait_until(defined, "the kind Route", 60)
+    wait_until(defined, "the kind Route")
     state.write("ready", "")
     return platform.run(state, {"node": node.run, "router": router.run})
 

@@ -31,7 +31,7 @@ def lines(*plan):
 
 
 def bash(script, **environment):
-    return subprocess.run(["bash", "-euo", "pipefail", "-c", script], text=True, capture_output=True, timeout=20,
+    return subprocess.run(["bash", "-euo", "pipefail", "-c", script], text=True, capture_output=True, timeout=60,
                           env={"PATH": "/usr/local/bin:/usr/bin:/bin"} | environment, check=False)
 
 

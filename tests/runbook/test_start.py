@@ -110,17 +110,17 @@ def test_two_at_once_make_one_environment_and_one_that_was_killed_is_made_again(
 
     try:
         killed = start()
-        wait_until(lambda: made() == 1, "the first to begin", 30)
+        wait_until(lambda: made() == 1, "the first to begin")
         killed.kill()
         killed.wait()
         first = start()
-        wait_until(lambda: made() == 2, "the next to begin anew", 30)
+        wait_until(lambda: made() == 2, "the next to begin anew")
         second = start()
         assert f"process {first.pid} is making" in second.stderr.readline()
     finally:
         (tmp_path / "python.go").touch()
     for each in (first, second):
-        said, _ = each.communicate(timeout=30)
+        said, _ = each.communicate(timeout=60)
         assert (each.returncode, said.split()[0]) == (0, "ran")
     assert made() == 2
     assert not (tmp_path / "venv.making").exists()
@@ -150,9 +150,9 @@ def test_whoever_waits_for_the_environment_at_a_terminal_sees_that_it_goes_on(tm
             return word in said
 
         try:
-            wait_until(lambda: sees(b"2 s, 1 packages"), "the seconds to be counted", 30)
+            wait_until(lambda: sees(b"2 s, 1 packages"), "the seconds to be counted")
         finally:
             (tmp_path / "python.go").touch()
         assert making.stdout.read().split()[0] == b"ran"
-        wait_until(lambda: sees(b"\r\x1b[K"), "the line to be cleared", 30)
+        wait_until(lambda: sees(b"\r\x1b[K"), "the line to be cleared")
     os.close(terminal)

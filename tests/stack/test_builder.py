@@ -270,7 +270,7 @@ def test_a_build_makes_an_image_moves_the_tag_and_the_deployment(project: Projec
     def moved() -> Manifest | None:
         found = project.member.get("Deployment", "app", project.namespace) or {}
         return found if found["spec"]["template"]["spec"]["containers"][0]["image"] == reference else None
-    found = wait_until(moved, "the image trigger", 60)
+    found = wait_until(moved, "the image trigger")
     assert "openshift-controller-manager" in {entry["manager"] for entry in found["metadata"]["managedFields"]}
 
 
@@ -446,7 +446,7 @@ def test_a_builder_image_that_does_not_exist(project: Project, app: Repository) 
 def test_without_the_image_stream_a_build_waits(project: Project, app: Repository) -> None:
     project.config("app", app.uri, output={"to": {"kind": "ImageStreamTag", "name": "elsewhere:latest"}})
     build = project.start("app")
-    wait_until(lambda: project.build("app-1")["status"].get("reason") == "InvalidOutputReference", "the reason", 60)
+    wait_until(lambda: project.build("app-1")["status"].get("reason") == "InvalidOutputReference", "the reason")
     assert "no ImageStream 'elsewhere'" in project.build("app-1")["status"]["message"]
     project.member.create({"apiVersion": "image.openshift.io/v1", "kind": "ImageStream",
                            "metadata": {"name": "elsewhere", "namespace": project.namespace}, "spec": {}})
@@ -470,7 +470,7 @@ def test_serial_builds_run_one_after_the_other(project: Project, git: GitServer)
         phases = tuple(project.build(each["metadata"]["name"])["status"]["phase"] for each in builds)
         seen.add(phases)
         return all(phase in ENDED for phase in phases)
-    wait_until(over, "three builds", 60)
+    wait_until(over, "three builds")
     assert all(phases.count("Running") <= 1 for phases in seen)
     ended = [project.build(each["metadata"]["name"])["status"] for each in builds]
     assert [status["phase"] for status in ended] == ["Complete"] * 3
@@ -480,7 +480,7 @@ def test_serial_builds_run_one_after_the_other(project: Project, git: GitServer)
 def test_only_the_latest_waiting_build_runs(project: Project, git: GitServer) -> None:
     project.config("app", waiting(git, "latest").uri, runPolicy="SerialLatestOnly")
     first = project.start("app")
-    wait_until(lambda: project.build("app-1")["status"]["phase"] == "Running", "the first build", 20)
+    wait_until(lambda: project.build("app-1")["status"]["phase"] == "Running", "the first build")
     others = [project.start("app") for _ in range(3)]
     phases = [project.ended(each)["status"]["phase"] for each in [first, *others]]
     assert phases == ["Complete", "Cancelled", "Cancelled", "Complete"]
@@ -492,7 +492,7 @@ def test_a_cancelled_build_ends_at_once(project: Project, git: GitServer) -> Non
     repository.commit({**APP, ".s2i/bin/assemble": f"{ASSEMBLE}bash -c 'exec -a {marker} sleep 300'\n"})
     project.config("app", repository.uri)
     running, queued = project.start("app"), project.start("app")
-    wait_until(lambda: marker in subprocess.run(["ps", "ax"], capture_output=True, text=True, check=True).stdout, marker, 20)
+    wait_until(lambda: marker in subprocess.run(["ps", "ax"], capture_output=True, text=True, check=True).stdout, marker)
     for build in (queued, running):
         project.member.patch("Build", build["metadata"]["name"], {"status": {"cancelled": True}}, project.namespace,
                              subresource="status")
@@ -500,7 +500,7 @@ def test_a_cancelled_build_ends_at_once(project: Project, git: GitServer) -> Non
         status = project.ended(build, 10)["status"]
         assert (status["phase"], status["reason"]) == ("Cancelled", "CancelledBuild")
     wait_until(lambda: marker not in subprocess.run(["ps", "ax"], capture_output=True, text=True, check=True).stdout,
-               "the end of its processes", 5)
+               "the end of its processes")
     assert project.tag("app") == []
 
 
@@ -525,21 +525,21 @@ def test_a_builder_that_dies_leaves_a_failed_build_and_no_half_image(project: Pr
     repository.commit({**APP, ".s2i/bin/assemble": ASSEMBLE + "test -e /tmp/src/quick || sleep 300\n/usr/libexec/s2i/assemble\n"})
     project.config("app", repository.uri)
     running = project.start("app")
-    wait_until(lambda: project.build("app-1")["status"]["phase"] == "Running", "the build to run", 20)
+    wait_until(lambda: project.build("app-1")["status"]["phase"] == "Running", "the build to run")
     state = project.stack.state
-    wait_until(lambda: list(state.images.glob(".build-*")), "its folder", 20)
+    wait_until(lambda: list(state.images.glob(".build-*")), "its folder")
     builder = next(part["pid"] for part in commands.status(state)["parts"] if part["part"] == "builder")
     os.kill(builder, signal.SIGKILL)
     status = project.ended(running)["status"]
     assert status["phase"] == "Failed"
     assert "start the build again" in status["message"]
-    wait_until(lambda: not list(state.images.glob(".build-*")), "its folder to be removed", 60)
+    wait_until(lambda: not list(state.images.glob(".build-*")), "its folder to be removed")
     assert project.tag("app") == []
     # It tidies up before it answers.
     wait_until(lambda: any(part["part"] == "builder" and part["state"] == "ready" for part in commands.status(state)["parts"]),
-               "the builder to be ready again", 60)
+               "the builder to be ready again")
     repository.commit({"quick": ""})
-    assert wait_until(lambda: project.completed("app"), "the next build", 60)["metadata"]["name"] == "app-2"
+    assert wait_until(lambda: project.completed("app"), "the next build")["metadata"]["name"] == "app-2"
 
 
 class Pinned:
@@ -680,21 +680,21 @@ def test_a_tag_remembers_and_can_be_moved_back_and_to_another_project(project: P
     assert [item["image"] for item in items] == digests[:0:-1]
     assert not project.image(builds[0]).exists(), "an image that no tag remembers was kept"
     assert all(project.image(build).exists() for build in builds[1:])
-    wait_until(lambda: len(project.member.list("Build", project.namespace)) == 3, "the history limit", 60)
+    wait_until(lambda: len(project.member.list("Build", project.namespace)) == 3, "the history limit")
 
     back = digests[-3]
     tag = {"name": "latest", "from": {"kind": "ImageStreamImage", "name": f"app@{back}"}}
     project.member.patch("ImageStream", "app", {"spec": {"tags": [tag]}}, project.namespace)
-    wait_until(lambda: project.tag("app")[0]["image"] == back, "the tag at the older image", 60)
+    wait_until(lambda: project.tag("app")[0]["image"] == back, "the tag at the older image")
     project.member.create({
         "apiVersion": "image.openshift.io/v1", "kind": "ImageStream",
         "metadata": {"name": "promoted", "namespace": project.namespace},
         "spec": {"tags": [{"name": "stable", "from": {"kind": "ImageStreamTag", "name": "app:latest"}},
                           {"name": "foreign", "from": {"kind": "DockerImage", "name": "docker.io/library/httpd:2"}}]}})
-    wait_until(lambda: [item["image"] for item in project.tag("promoted", "stable")] == [back], "the promoted tag", 60)
+    wait_until(lambda: [item["image"] for item in project.tag("promoted", "stable")] == [back], "the promoted tag")
     newer = project.completed("app")["status"]["output"]["to"]["imageDigest"]
     assert project.tag("app")[0]["image"] == newer, "a build moves the tag on after a rollback"
-    wait_until(lambda: project.tag("promoted", "stable")[0]["image"] == newer, "the tag that follows", 60)
+    wait_until(lambda: project.tag("promoted", "stable")[0]["image"] == newer, "the tag that follows")
     stream = project.member.get("ImageStream", "promoted", project.namespace) or {}
     foreign = next(tag for tag in stream["status"]["tags"] if tag["tag"] == "foreign")
     assert "not in the local stack's catalogue" in foreign["conditions"][0]["message"]

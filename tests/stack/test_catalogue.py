@@ -48,7 +48,7 @@ def start(state: State, files: dict[str, str], **environment: str) -> subprocess
 
 def run(state: State, files: dict[str, str], **environment: str) -> tuple[int, str]:
     process = start(state, files, **environment)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=60)
     return process.returncode, output
 
 
@@ -143,7 +143,7 @@ def test_the_init_wrapper_passes_signals_on(state: State) -> None:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(children[0]), 15)
         try:
-            process.wait(2)
+            process.wait(30 if environment else 2)
         except subprocess.TimeoutExpired:
             process.kill()
         process.wait()
@@ -186,7 +186,7 @@ def test_redis_runs_with_its_password_and_does_not_show_it(stack: Any, redis: tu
         found: Manifest = stack.api.get("Deployment", "redis", namespace)
         return found if found.get("status", {}).get("availableReplicas") == 1 else None
 
-    deployment = wait_until(available, "Redis to answer with its password and to refuse without", 60)
+    deployment = wait_until(available, "Redis to answer with its password and to refuse without")
     wanted = deployment["spec"]["template"]["spec"]["containers"][0]["image"]
     assert wanted.startswith(f"{REGISTRY}/openshift/redis@sha256:")
     # The probe names it on redis-cli's command line, as OpenShift's template does; the server does not.

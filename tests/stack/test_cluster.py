@@ -200,7 +200,7 @@ def test_the_builder_imports_the_image_that_the_template_uses(member: Api) -> No
         assert stream is not None
         return any(one["tag"] == "7-el9" and one["items"] for one in (stream.get("status") or {}).get("tags", []))
 
-    wait_until(imported, "openshift/redis:7-el9 to be imported", 20)
+    wait_until(imported, "openshift/redis:7-el9 to be imported")
 
 
 # --- rights
@@ -220,7 +220,7 @@ def test_a_member_may_what_a_project_admin_may(member: Api, project: str) -> Non
                 and may("patch", image, "imagestreams") and may("create", "route.openshift.io", "routes")
                 and may("create", "webservices.cern.ch", "oidcreturnuris"))
 
-    wait_until(granted, "the aggregated roles", 20)
+    wait_until(granted, "the aggregated roles")
     assert may("patch", build, "builds", "status")  # cancels a build
     assert not may("create", image, "imagestreams", namespace="openshift")
     assert not may("get", "", "secrets", namespace="openshift")
@@ -276,7 +276,7 @@ def test_a_project_without_a_list_gets_none(admin: Api, project: str) -> None:
         made = server_apply(admin, route(project, host="c.localhost"), dryRun="All")
         return WHITELIST not in made["metadata"].get("annotations", {})
 
-    wait_until(open_route, "the removed default to be seen", 60)
+    wait_until(open_route, "the removed default to be seen")
 
 
 def test_a_route_without_a_host_gets_one(member: Api, project: str) -> None:
@@ -296,7 +296,7 @@ def test_a_reserved_host_is_refused_unless_the_project_is_exempt(admin: Api, mem
             return False
         return True
 
-    wait_until(taken, "the exemption to be seen", 60)
+    wait_until(taken, "the exemption to be seen")
 
 
 def test_a_wrong_route_is_refused(member: Api, project: str) -> None:
@@ -335,7 +335,7 @@ def test_a_server_that_does_not_mutate_is_noticed(admin: Api) -> None:
                 assert "--feature-gates=MutatingAdmissionPolicy=true" in str(error)
                 return True
             return False
-        wait_until(noticed, "the proof to fail", 20)
+        wait_until(noticed, "the proof to fail")
     finally:
         admin.create({"apiVersion": binding["apiVersion"], "kind": binding["kind"],
                       "metadata": {"name": name}, "spec": binding["spec"]})

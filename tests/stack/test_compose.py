@@ -191,7 +191,7 @@ def test_a_volume_can_be_written_by_any_user_of_a_pod_and_by_nobody_else_of_this
         found = stack.api.get("PersistentVolumeClaim", "data", "default") or {"spec": {}}
         return str(found["spec"].get("volumeName", ""))
 
-    folder = docker.state.volumes / wait_until(bound, "the claim to be bound", 60)
+    folder = docker.state.volumes / wait_until(bound, "the claim to be bound")
     assert folder.stat().st_mode & 0o777 == 0o777 and docker.state.volumes.stat().st_mode & 0o077 == 0
     assert stack.api.get("StorageClass", "standard") and stack.api.get("StorageClass", "eos") is None
 
@@ -236,7 +236,7 @@ def test_redis_wants_its_password(contained: tuple[Docker, Stack]) -> None:
         from stack import binaries
 
         return subprocess.run([str(binaries.find("redis-cli").path), "-p", port, "ping"], env=environment, capture_output=True, text=True,
-                              timeout=20, check=False).stdout.strip()
+                              timeout=60, check=False).stdout.strip()
 
     assert (ping(REDISCLI_AUTH=password), ping()[:6]) == ("PONG", "NOAUTH")
 

@@ -23,7 +23,7 @@ FILE = f"/eos/{eos.WELCOME}"
 def namespace(stack: Any) -> Iterator[str]:
     name = f"eos-{secrets.token_hex(3)}"
     stack.api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-    wait_until(lambda: stack.api.get("ServiceAccount", "default", name), "the service account", 20)
+    wait_until(lambda: stack.api.get("ServiceAccount", "default", name), "the service account")
     stack.api.create({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "v", "namespace": name},
                       "spec": {"storageClassName": "eos", "accessModes": ["ReadWriteMany"],
                                "resources": {"requests": {"storage": "1"}}}})
@@ -57,7 +57,7 @@ def pod(stack: Any, namespace: str, name: str = "p", *, asks: bool = True, propa
         found = stack.api.get("Pod", name, namespace) or {}
         return found.get("status", {}).get("phase") == "Running"
 
-    wait_until(running, "the pod to run", 60)
+    wait_until(running, "the pod to run")
     return stack.api.get("Pod", name, namespace)
 
 
@@ -92,7 +92,7 @@ def test_a_pod_with_the_annotation_is_logged_in(stack: Any, namespace: str, acco
     secret(stack, namespace, **dict(zip(keys, account, strict=True)))
     made = pod(stack, namespace)
     assert [each["name"] for each in made["spec"]["containers"]] == ["c", eos.SIDECAR]
-    wait_until(lambda: sees(stack, namespace), "the file", 20)
+    wait_until(lambda: sees(stack, namespace), "the file")
     assert inside(stack, namespace, "sh", "-c", "echo written > /eos/project/t/tkdqmdoc/by-test")[0] == 0
     written = stack.state.eos / "project/t/tkdqmdoc/by-test"
     assert written.read_text() == "written\n"
@@ -122,7 +122,7 @@ def test_wrong_credentials_show_nothing_and_say_why(stack: Any, namespace: str, 
     user, password = ("stranger", account[1]) if wrong == "user" else (account[0], "canary-wrong")
     secret(stack, namespace, KEYTAB_USER=user, KEYTAB_PWD=password)
     pod(stack, namespace)
-    wait_until(lambda: said in log(stack, namespace), "the answer", 20)
+    wait_until(lambda: said in log(stack, namespace), "the answer")
     code, text = inside(stack, namespace, "stat", FILE)
     assert code != 0 and "No such file or directory" in text
     assert "canary-wrong" not in log(stack, namespace)
@@ -135,10 +135,10 @@ def test_what_is_mounted_later_needs_propagation(stack: Any, namespace: str, acc
     pod(stack, namespace, "deaf", propagation=False)
     assert not sees(stack, namespace)
     stack.state.path("eos.json").unlink()
-    wait_until(lambda: sees(stack, namespace), "the file", 20)
+    wait_until(lambda: sees(stack, namespace), "the file")
     assert not sees(stack, namespace, name="deaf")
     stack.state.write_json("eos.json", {"absent": True})
-    wait_until(lambda: not sees(stack, namespace), "EOS to go", 20)
+    wait_until(lambda: not sees(stack, namespace), "EOS to go")
 
 
 def test_a_slow_eos_holds_back_what_names_it(stack: Any, namespace: str, account: tuple[str, str]) -> None:
@@ -151,18 +151,18 @@ def test_a_slow_eos_holds_back_what_names_it(stack: Any, namespace: str, account
         return any("timed out" in event["message"] for event in stack.api.list(
             "Event", namespace, fieldSelector="involvedObject.name=p"))
 
-    wait_until(told, "the probe to time out", 20)
+    wait_until(told, "the probe to time out")
     assert inside(stack, namespace, "true") == (0, "")
     stack.state.path("eos.json").unlink()
-    wait_until(lambda: sees(stack, namespace), "the file", 20)
+    wait_until(lambda: sees(stack, namespace), "the file")
 
 
 def test_a_pod_leaves_no_mount_and_takes_no_file_with_it(stack: Any, namespace: str, account: tuple[str, str]) -> None:
     secret(stack, namespace, KEYTAB_USER=account[0], KEYTAB_PWD=account[1])
     made = pod(stack, namespace)
-    wait_until(lambda: sees(stack, namespace), "the file", 20)
+    wait_until(lambda: sees(stack, namespace), "the file")
     view = stack.state.path("run", "eos", made["metadata"]["uid"])
     assert view.exists()
     stack.api.delete("Pod", "p", namespace)
-    wait_until(lambda: not view.exists(), "the view to go", 30)
+    wait_until(lambda: not view.exists(), "the view to go")
     assert (stack.state.eos / eos.WELCOME).read_text() == "This file lies in EOS.\n"

@@ -39,7 +39,7 @@ class Alone:
         self.port = self.front.getsockname()[1]
         self.state.write_json("ports.json", {"api": 0, "http": 0, "https": self.port, "databases": []})
         self.state.write("pki/ca.crt", "")
-        self.http = urllib3.HTTPConnectionPool("127.0.0.1", self.port, retries=False, timeout=30)
+        self.http = urllib3.HTTPConnectionPool("127.0.0.1", self.port, retries=False, timeout=60)
         threading.Thread(target=self._accept, daemon=True).start()
         self.start()
 
@@ -53,11 +53,11 @@ class Alone:
                 probe.connect(str(self.state.portal_socket))
                 return True
 
-        wait_until(answers, "the portal", 20)
+        wait_until(answers, "the portal")
 
     def stop(self) -> str:
         self.process.terminate()
-        out, _ = self.process.communicate(timeout=20)
+        out, _ = self.process.communicate(timeout=60)
         return out
 
     def restart(self) -> None:

@@ -212,9 +212,9 @@ class Site:
     def get(self, host: str, path: str = "/", *, plain: bool = False) -> tuple[int, dict[str, str], str]:
         """Ask as a browser does, the certificate checked for the host; return status, headers and text."""
         ports = self.state.ports
-        raw = socket.create_connection(("127.0.0.1", ports.http if plain else ports.https), timeout=10)
+        raw = socket.create_connection(("127.0.0.1", ports.http if plain else ports.https), timeout=60)
         context = ssl.create_default_context(cafile=str(self.state.ca))
-        connection = http.client.HTTPConnection(host, timeout=10)
+        connection = http.client.HTTPConnection(host, timeout=60)
         try:
             connection.sock = raw if plain else context.wrap_socket(raw, server_hostname=host)
             connection.request("GET", path)
@@ -259,7 +259,7 @@ def test_a_route_answers_over_https_with_the_local_authority(site: Site, host: s
     sent = {name.lower(): value for name, value in told["headers"].items()}
     assert (sent["x-forwarded-proto"], sent["x-forwarded-for"]) == ("https", "127.0.0.1")
     assert (sent["x-forwarded-host"], sent["x-forwarded-port"]) == (host, str(site.state.ports.https))
-    condition = wait_until(site.admitted, "the Route's status", 5)
+    condition = wait_until(site.admitted, "the Route's status")
     assert (condition["status"], condition["canonical"]) == ("True", "router-default.localhost")
 
 
@@ -274,7 +274,7 @@ def test_plain_http_is_sent_to_the_https_port(site: Site, host: str) -> None:
 
 
 def test_an_unknown_host_is_not_available(site: Site, host: str) -> None:
-    raw = socket.create_connection(("127.0.0.1", site.state.ports.http), timeout=10)
+    raw = socket.create_connection(("127.0.0.1", site.state.ports.http), timeout=60)
     with raw:
         raw.sendall(f"GET / HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
         assert b"503" in raw.recv(100)
@@ -290,7 +290,7 @@ def test_the_router_follows_the_endpoints_there_and_back(site: Site, host: str) 
         site.endpoints(18102)
         assert json.loads(site.answers(host, 200))["name"] == "first"
         site.endpoints(18110)
-        wait_until(lambda: json.loads(site.answers(host, 200))["name"] == "second", "the other endpoint to answer", 30)
+        wait_until(lambda: json.loads(site.answers(host, 200))["name"] == "second", "the other endpoint to answer")
         site.endpoints(18110, ready=False)
         site.answers(host, 503)
 
@@ -300,7 +300,7 @@ def test_a_client_that_is_not_listed_gets_no_answer(site: Site, host: str) -> No
     site.endpoints(18103)
     site.route(host, {"haproxy.router.openshift.io/ip_whitelist": POD_NETWORK})
     with site.upstream(18103):
-        wait_until(site.admitted, "the Route's status", 60)
+        wait_until(site.admitted, "the Route's status")
 
         def dropped() -> bool:
             try:
@@ -310,11 +310,11 @@ def test_a_client_that_is_not_listed_gets_no_answer(site: Site, host: str) -> No
             except ssl.SSLError:  # not known yet: another host's certificate
                 return False
             return False
-        wait_until(dropped, "an empty reply", 60)
+        wait_until(dropped, "an empty reply")
         # From inside, through the bridge's address, the same request is let in.
         curl = ["curl", "-sS", "--cacert", str(site.state.ca), "--interface", NODE_ADDRESS, "--resolve",
                 f"{host}:{site.state.ports.https}:{OUTSIDE_ADDRESS}", site.state.url(host)]
-        told = json.loads(subprocess.run(site.inside(*curl), capture_output=True, check=True, timeout=20).stdout)
+        told = json.loads(subprocess.run(site.inside(*curl), capture_output=True, check=True, timeout=60).stdout)
         assert {name.lower(): value for name, value in told["headers"].items()}["x-forwarded-for"] == NODE_ADDRESS
         site.api.patch("Route", "app", {"metadata": {"annotations": {
             "haproxy.router.openshift.io/ip_whitelist": f"{POD_NETWORK} 127.0.0.1"}}}, site.namespace)
@@ -331,7 +331,7 @@ def test_the_timeout_of_a_route_is_kept(site: Site, host: str) -> None:
         assert site.get(host, "/slow")[0] == 504
         site.api.patch("Route", "app", {"metadata": {"annotations": {"haproxy.router.openshift.io/timeout": "9s"}}},
                        site.namespace)
-        wait_until(lambda: site.get(host, "/slow")[0] == 200, "the longer timeout", 20)
+        wait_until(lambda: site.get(host, "/slow")[0] == 200, "the longer timeout")
 
 
 def test_a_host_belongs_to_the_older_route(site: Site, stack: Any, host: str) -> None:
@@ -347,15 +347,15 @@ def test_a_host_belongs_to_the_older_route(site: Site, stack: Any, host: str) ->
             created = site.api.get("Route", "app", site.namespace)
             assert created is not None
             # Timestamps have whole seconds; the younger must be younger by one.
-            wait_until(lambda: int(time.time()) > _seconds(created), "the next second", 3)
+            wait_until(lambda: int(time.time()) > _seconds(created), "the next second")
             other.route(host)
-            claimed = wait_until(other.admitted, "the younger Route's status", 60)
+            claimed = wait_until(other.admitted, "the younger Route's status")
             assert (claimed["status"], claimed["reason"]) == ("False", "HostAlreadyClaimed")
             assert host in claimed["message"]
             assert json.loads(site.answers(host, 200))["name"] == "older"
             site.api.delete("Route", "app", site.namespace)
-            wait_until(lambda: other.admitted()["status"] == "True", "the younger Route to be admitted", 60)
-            wait_until(lambda: json.loads(site.answers(host, 200))["name"] == "younger", "the younger to answer", 60)
+            wait_until(lambda: other.admitted()["status"] == "True", "the younger Route to be admitted")
+            wait_until(lambda: json.loads(site.answers(host, 200))["name"] == "younger", "the younger to answer")
     finally:
         site.api.delete("Namespace", other.namespace)
 
@@ -368,7 +368,7 @@ def _seconds(created: Manifest) -> int:
 def test_a_websocket_survives_changes_of_the_router(site: Site, host: str) -> None:
     def open_websocket() -> websocket.WebSocket:
         """Connect by a client of one thread: one that reads in a second thread loses an answer in 700 to TLS 1.3."""
-        raw = socket.create_connection(("127.0.0.1", site.state.ports.https), timeout=10)
+        raw = socket.create_connection(("127.0.0.1", site.state.ports.https), timeout=60)
         secure = ssl.create_default_context(cafile=str(site.state.ca)).wrap_socket(raw, server_hostname=host)
         return websocket.create_connection(site.state.url(host).replace("https:", "wss:") + "/ws", socket=secure)
 
@@ -433,16 +433,16 @@ def test_a_service_answers_at_its_address_while_it_has_endpoints(site: Site) -> 
     curl = site.inside("curl", "-sS", "--max-time", "5", f"http://{address}/")
 
     def answered(status: int) -> bool:
-        done = subprocess.run(curl, capture_output=True, check=False, timeout=20)
+        done = subprocess.run(curl, capture_output=True, check=False, timeout=60)
         assert done.returncode != 1, done.stderr  # nsenter's own
         return done.returncode == status
 
     assert answered(7), "refused, not silent"
     with site.upstream(18109):
         site.endpoints(18109)
-        wait_until(lambda: answered(0), "the Service to answer", 60)
+        wait_until(lambda: answered(0), "the Service to answer")
     site.endpoints(18109, ready=False)
-    wait_until(lambda: answered(7), "the Service to refuse", 60)
+    wait_until(lambda: answered(7), "the Service to refuse")
 
 
 def test_haproxy_has_taken_a_configuration_over_when_the_router_says_so(tmp_path: Path) -> None:
@@ -457,7 +457,7 @@ def test_haproxy_has_taken_a_configuration_over_when_the_router_says_so(tmp_path
                 f" http-request return status 200 string it-is-{number} content-type text/plain\n")
 
     def asked() -> str:
-        connection = http.client.HTTPConnection(*listening.getsockname(), timeout=10)
+        connection = http.client.HTTPConnection(*listening.getsockname(), timeout=60)
         try:
             connection.request("GET", "/", headers={"Connection": "close"})
             return connection.getresponse().read().decode()
@@ -512,7 +512,7 @@ def test_the_api_asks_for_a_token_and_passes_it_on(site: Site) -> None:
     with pytest.raises(Exception, match="401"):
         Api(site.state.server, "wrong", site.state.ca).list("Pod", site.namespace)
     curl = site.inside("curl", "-sS", "--cacert", str(site.state.ca), f"https://{API_CLUSTER_ADDRESS}/version")
-    assert "gitVersion" in subprocess.run(curl, capture_output=True, check=True, timeout=20, text=True).stdout
+    assert "gitVersion" in subprocess.run(curl, capture_output=True, check=True, timeout=60, text=True).stdout
 
 
 @pytest.mark.parametrize(("path", "builder"), [
@@ -538,7 +538,7 @@ def test_builds_are_started_and_read_at_the_builder(tmp_path: Path, path: str, b
         process = subprocess.Popen([str(binaries.find("haproxy").path), "-f", str(tmp_path / "cfg")],
                                    pass_fds=[listening.fileno()], stderr=subprocess.DEVNULL)
         try:
-            connection = http.client.HTTPConnection(*listening.getsockname(), timeout=10)
+            connection = http.client.HTTPConnection(*listening.getsockname(), timeout=60)
             connection.request("POST", path)
             assert connection.getresponse().read() == (b"builder" if builder else b"api")
         finally:
@@ -590,16 +590,16 @@ def test_what_was_refused_is_tried_again_by_itself(site: Site) -> None:
     certificate.write_text("no certificate")
     site.route(hosts[1], name="second")
     refused = site.state.path("run", "haproxy.next.cfg")
-    wait_until(lambda: refused.exists() and hosts[1] in refused.read_text(), "the configuration to be refused", 60)
+    wait_until(lambda: refused.exists() and hosts[1] in refused.read_text(), "the configuration to be refused")
     taken = site.state.path("run", "haproxy.cfg")
-    wait_until(lambda: hosts[1] not in taken.read_text(), "the former configuration to be back", 60)
+    wait_until(lambda: hosts[1] not in taken.read_text(), "the former configuration to be back")
     times: set[int] = set()  # the Route itself and its status make it look twice
 
     def tried() -> bool:
         times.add(refused.stat().st_mtime_ns)
         return len(times) > 4
 
-    wait_until(tried, "it to be tried again", 60)
+    wait_until(tried, "it to be tried again")
     for file in (certificate, certificate.with_suffix(".json")):  # it is made anew
         file.unlink()
     site.answers(hosts[1], 503)

@@ -24,7 +24,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[State]:
 
 def run(state: State, *argv: str, environment: dict[str, str] | None = None, **options: Any) -> str:
     command = sandbox.command(state, argv, user=1000730000, **options)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False,
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False,
                           env=sandbox.ENVIRONMENT | (environment or {}))
     return done.stdout + done.stderr
 

@@ -42,7 +42,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 @pytest.fixture
 def etcd(started: int) -> int:
     """An etcd with nothing in it."""
-    wait_until(lambda: ask(started, "deleterange", {"key": of("/"), "range_end": of("0")}), "etcd", 30)
+    wait_until(lambda: ask(started, "deleterange", {"key": of("/"), "range_end": of("0")}), "etcd")
     return started
 
 
@@ -51,7 +51,7 @@ def of(text: str) -> str:
 
 
 def ask(port: int, what: str, body: object) -> dict[str, object] | None:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request("POST", f"/v3/kv/{what}", json.dumps(body))
         found: dict[str, object] = json.loads(connection.getresponse().read())

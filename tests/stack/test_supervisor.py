@@ -68,7 +68,7 @@ def test_two_stacks_run_side_by_side(stack, second):
     assert processes(stack.state)
     for state in (second, stack.state):
         wait_until(lambda state=state: {row["state"] for row in parts(state).values()} <= {"ready", "done"},
-                   "every part to be ready", 5)
+                   "every part to be ready")
 
 
 def test_two_starts_at_once_make_one_stack(second):
@@ -151,16 +151,16 @@ def test_a_part_that_is_killed_comes_back(second, part):
     before = parts(second)[part]
     os.kill(int(str(before["pid"])), signal.SIGKILL)
     after = wait_until(lambda: (row := parts(second)[part])["state"] == "ready" and row["pid"] not in (0, before["pid"])
-                       and row, f"{part} to be ready again", 60)
+                       and row, f"{part} to be ready again")
     assert after["restarts"] == before["restarts"] + 1
-    wait_until(lambda: commands.up(second, silent), "the stack to answer", 30)
+    wait_until(lambda: commands.up(second, silent), "the stack to answer")
 
 
 def test_a_part_that_is_away_is_named_and_a_stack_that_is_well_ails_nothing(second):
     assert commands.ailing(second) == ""
     before = parts(second)["kube-apiserver"]
     os.kill(int(str(before["pid"])), signal.SIGKILL)
-    wait_until(lambda: "kube-apiserver of the local stack is not ready" in commands.ailing(second), "the part to be named", 30)
+    wait_until(lambda: "kube-apiserver of the local stack is not ready" in commands.ailing(second), "the part to be named")
     wait_until(lambda: commands.ailing(second) == "", "the stack to be well again", 120)
     commands.up(second, silent)
     after = parts(second)["kube-apiserver"]
@@ -181,7 +181,7 @@ def test_pods_are_started_again_when_the_platform_died(second, project):
     seen = project.until("survivor", lambda each: each["restartCount"] == 1 and each["ready"], "the restart", 40)
     assert seen["lastState"]["terminated"]["exitCode"] == 137
     assert project.execute("survivor", "echo", "here").strip() == "here"
-    wait_until(lambda: not left.exists(), "the folder that no volume has to go", 20)
+    wait_until(lambda: not left.exists(), "the folder that no volume has to go")
 
 
 def test_when_the_node_answers_again_no_pod_is_told_ready_whose_containers_are_gone(second, project):
@@ -199,7 +199,7 @@ def test_when_the_node_answers_again_no_pod_is_told_ready_whose_containers_are_g
             return error.status == 400  # 500 says that there is nobody
         return True
 
-    wait_until(answered, "the node to answer", 60, pause=0.01)
+    wait_until(answered, "the node to answer", pause=0.01)
     assert not project.container("before")["ready"], "its file is gone with its container"
     project.until("before", lambda each: "running" in each["state"] and each["restartCount"] == 1, "it to run again", 60)
 
@@ -208,7 +208,7 @@ def test_the_private_namespaces_come_back(second):
     before = parts(second)
     os.kill(int(str(before["inner"]["pid"])), signal.SIGKILL)
     wait_until(lambda: parts(second).get("kube-apiserver", {}).get("pid", 0) not in (0, before["kube-apiserver"]["pid"]),
-               "a new API server", 30)
+               "a new API server")
     commands.up(second, silent)
     assert parts(second)["inner"]["restarts"] == 1
 
@@ -217,7 +217,7 @@ def test_nothing_outlives_the_outer_supervisor(second):
     """The must-fail twin of a clean stop: killed, it can tidy nothing; and the next start finds its way."""
     assert len(processes(second)) > 5
     os.kill(int(second.path("run", "outer.pid").read_text()), signal.SIGKILL)
-    wait_until(lambda: not processes(second), "the end of every process", 60)
+    wait_until(lambda: not processes(second), "the end of every process")
     assert not launch.running(second)
     assert not commands.status(second)["running"]
     assert commands.up(second, silent)["server"] == second.server
@@ -244,9 +244,9 @@ Supervisor(State(Path({str(tmp_path)!r})), "trial").run([service])
             except (OSError, ValueError):
                 return {}
             return known
-        wait_until(lambda: int(str(seen().get("restarts", 0))) >= 2, "two restarts", 20)
+        wait_until(lambda: int(str(seen().get("restarts", 0))) >= 2, "two restarts")
         assert seen()["state"] != "ready"
-        wait_until(lambda: "nothing heard" in str(seen()["detail"]), "the reason", 60)
+        wait_until(lambda: "nothing heard" in str(seen()["detail"]), "the reason")
     finally:
         code.terminate()
         assert code.wait(10) == 0

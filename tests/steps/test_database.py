@@ -140,7 +140,7 @@ def test_a_rotation_is_noticed_by_no_visitor_and_ends_the_former_password(site: 
 def test_a_password_changed_under_the_pods_would_be_noticed(site: Site) -> None:
     with site.visited("/database/") as answers, closing(administrator(site)) as connection, connection.cursor() as cursor:
         cursor.execute(f"ALTER ROLE \"{log_in(site)[0]}\" PASSWORD 'another'")
-        wait_until(lambda: 500 in answers, "a visitor to notice", 30)
+        wait_until(lambda: 500 in answers, "a visitor to notice")
     site("database.role")
     all_is_well(site)
 
@@ -250,7 +250,7 @@ def doctors(site: Site, words: str) -> dict[str, Any]:
 @pytest.mark.fault(27)
 def test_an_address_that_is_not_listed_is_named_by_the_server_and_cured_by_the_step(site: Site) -> None:
     with without_the_pods_line(site):
-        wait_until(lambda: database_answers(site) != 200, "the server to shut the pods out", 30)
+        wait_until(lambda: database_answers(site) != 200, "the server to shut the pods out")
         found = site.outcomes("guide.status", code=3)["database.access"]
         (note,) = [detail["note"] for detail in found["detail"]]
         assert found["state"] != "done"
@@ -266,7 +266,7 @@ def test_an_address_that_is_not_listed_is_named_by_the_server_and_cured_by_the_s
 def test_an_app_without_a_pod_makes_nobody_add_the_line_again(site: Site) -> None:
     api, project = site.guide.stack.api, site.instance.project
     api.patch("Deployment", site.instance.app, {"spec": {"replicas": 0}}, project)
-    wait_until(lambda: not api.list("Pod", project, labelSelector=f"app={site.instance.app}"), "the pods to go", 60)
+    wait_until(lambda: not api.list("Pod", project, labelSelector=f"app={site.instance.app}"), "the pods to go")
     (detail,) = site.outcomes("guide.status", code=3)["database.access"]["detail"]
     assert detail["note"] == NOT_TRIED
     assert site.outcomes("database.access")["database.access"]["state"] == "unchanged"
@@ -450,7 +450,7 @@ def test_a_killed_pg_dump_leaves_no_file_and_its_arguments_no_password(site: Sit
         command = [sys.executable, "-m", "runbook", "database.backup", f"--build={site.name}"]
         with subprocess.Popen(command, env=site.guide.environment | site.environment, cwd=ROOT, stdin=subprocess.DEVNULL,
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
-            wait_until(lambda: bool(child(run.pid)), "pg_dump to run", 30)
+            wait_until(lambda: bool(child(run.pid)), "pg_dump to run")
             pid, words = child(run.pid)[0]
             assert words == ["--format=custom", "--no-password"]
             os.kill(pid, 9)

@@ -111,7 +111,7 @@ def pod_of(site: Site, name: str, phase: str) -> str:
                     if pod["status"].get("phase") in ("Succeeded", "Failed")]
         return bool(ended)
 
-    wait_until(over, f"a pod of job {name} to end", 60)
+    wait_until(over, f"a pod of job {name} to end")
     log = site.guide.stack.run("kubectl", "-n", site.instance.project, "logs", ended[0]["metadata"]["name"]).stdout
     assert ended[0]["status"]["phase"] == phase, log
     return log
@@ -281,10 +281,10 @@ def full(deployed: Site) -> Iterator[None]:
         return bool(get(deployed, "ResourceQuota", "default")["status"]["hard"]["requests.cpu"] == wanted)
 
     api.patch("ResourceQuota", "default", {"spec": {"hard": {"requests.cpu": "50m"}}}, project)
-    wait_until(lambda: counted("50m"), "the smaller quota to count", 30)
+    wait_until(lambda: counted("50m"), "the smaller quota to count")
     yield
     api.patch("ResourceQuota", "default", {"spec": {"hard": {"requests.cpu": "1"}}}, project)
-    wait_until(lambda: counted("1"), "the quota to count", 30)
+    wait_until(lambda: counted("1"), "the quota to count")
 
 
 def test_a_full_quota_is_said_before_a_build_starts(deployed: Site, full: None) -> None:
@@ -442,7 +442,7 @@ def test_the_clock_starts_one_build_and_the_schedule_suspends_itself(deployed: S
     deployed.change(MINUTE)
     deployed("deploy.schedule")
     wait_until(lambda: len(builds(deployed)) > number, "the clock to start a build", 100)
-    wait_until(lambda: schedule(deployed)["spec"]["suspend"], "the schedule to suspend itself", 10)
+    wait_until(lambda: schedule(deployed)["spec"]["suspend"], "the schedule to suspend itself")
     assert not may(deployed, name, "patch", "batch/cronjobs", name), "the right is still there"
     assert len(scheduled(deployed)) == 1
     wait_until(lambda: builds(deployed)[-1]["status"].get("phase") == "Complete", "the build", 120)

@@ -76,7 +76,7 @@ def behaves(site: Site) -> Iterator[Any]:
 
 
 def test_the_app_shows_a_file_from_eos(site: Site) -> None:
-    wait_until(lambda: page(site) == (200, "This file lies in EOS.\n"), "the file on the page", 30)
+    wait_until(lambda: page(site) == (200, "This file lies in EOS.\n"), "the file on the page")
     (pod,) = pods(site)
     assert [each["name"] for each in pod["spec"]["containers"]] == [site.instance.app, SIDECAR]
     assert state(site, "eos.verify") == "done"
@@ -158,7 +158,7 @@ def test_an_eos_that_goes_is_noticed_by_the_verification(site: Site, behaves: An
     site.change({"eos": {"patience": 2}})
     with site.visited(PAGE) as answers:  # Visitors notice, so that others who notice nothing mean something.
         behaves(absent=True)
-        wait_until(lambda: 404 in answers, "EOS to go", 30)
+        wait_until(lambda: 404 in answers, "EOS to go")
     failed = site("eos.verify", code=1)
     assert "No such file or directory" in failed.stderr
     verify = site.outcomes("guide.status", code=3)["eos.verify"]
@@ -223,7 +223,7 @@ def test_unmounting_gives_everything_back_and_keeps_the_files(site: Site) -> Non
     assert claim(site) is None
     assert procedure.ANNOTATION not in template(site)["metadata"].get("annotations", {})
     assert "startupProbe" not in template(site)["spec"]["containers"][0]
-    wait_until(lambda: page(site)[0] == 404, "the app without EOS", 60)
+    wait_until(lambda: page(site)[0] == 404, "the app without EOS")
     (pod,) = pods(site)
     assert [each["name"] for each in pod["spec"]["containers"]] == [site.instance.app]
     assert (site.guide.stack.state.eos / WELCOME).exists()
@@ -232,7 +232,7 @@ def test_unmounting_gives_everything_back_and_keeps_the_files(site: Site) -> Non
     done = site("eos.verify", code=1)
     assert "eos.verify needs eos.mount first (PersistentVolumeClaim eos-volume: is not there)" in done.stderr and "--to=eos.verify" in done.stderr
     assert site.outcomes("eos.mount")["eos.mount"]["state"] == "changed"
-    wait_until(lambda: page(site)[0] == 200, "the app with EOS", 60)  # rolled out is not yet known to the router
+    wait_until(lambda: page(site)[0] == 200, "the app with EOS")  # rolled out is not yet known to the router
 
 
 @pytest.mark.fault(23)
@@ -253,7 +253,7 @@ def test_who_uses_a_claim_is_named_before_it_goes(site: Site) -> None:
     site("eos.unmount")
     assert claim(site) is None
     site("eos.mount")
-    wait_until(lambda: page(site)[0] == 200, "the app with EOS", 60)  # rolled out is not yet known to the router
+    wait_until(lambda: page(site)[0] == 200, "the app with EOS")  # rolled out is not yet known to the router
 
 
 @pytest.mark.fault(23)
@@ -265,8 +265,8 @@ def test_a_finalizer_goes_by_force_only(site: Site) -> None:
     assert "deletionTimestamp" in claim(site)["metadata"]
     done = site("eos.unmount", "--force")
     assert "example.org/hold" in done.stdout
-    wait_until(lambda: claim(site) is None, "the claim to go", 20)
+    wait_until(lambda: claim(site) is None, "the claim to go")
     with pytest.raises(ApiError):
         site.guide.stack.member.request("GET", f"/api/v1/namespaces/{project(site)}/persistentvolumeclaims/eos-volume")
     site("eos.mount")
-    wait_until(lambda: page(site)[0] == 200, "the app with EOS", 60)  # rolled out is not yet known to the router
+    wait_until(lambda: page(site)[0] == 200, "the app with EOS")  # rolled out is not yet known to the router

@@ -68,7 +68,7 @@ def test_outside_is_refused_before_and_answered_after(closed: Site) -> None:
     assert "expose.open" in closed("expose.verify", code=1).stderr
     assert closed.outcomes("expose.open")["expose.open"]["state"] == "changed"
     assert networks(closed) == ""
-    wait_until(lambda: from_outside(closed) == 200, "an answer outside", 20)
+    wait_until(lambda: from_outside(closed) == 200, "an answer outside")
     closed("expose.verify")
     assert closed.outcomes("expose.open")["expose.open"]["state"] == "unchanged"
     assert closed.outcomes("app.create")["app.create"]["state"] == "unchanged"
@@ -80,7 +80,7 @@ def test_a_list_put_back_by_hand_is_seen(closed: Site) -> None:
     assert closed.outcomes("guide.status", code=3)["expose.open"]["state"] == "drifted"
     assert "its list of networks is 10.0.0.0/8" in closed("expose.verify", code=1).stderr
     closed("expose.open")
-    wait_until(lambda: from_outside(closed) == 200, "an answer outside", 20)
+    wait_until(lambda: from_outside(closed) == 200, "an answer outside")
 
 
 def test_open_although_the_setting_says_otherwise_is_seen_and_closed(closed: Site) -> None:
@@ -91,7 +91,7 @@ def test_open_although_the_setting_says_otherwise_is_seen_and_closed(closed: Sit
     assert closed.outcomes("expose.close", "--yes")["expose.close"]["state"] == "unchanged"
     # The step wrote it: a list that the platform filled in would have no manager.
     assert expose.WHITELIST in managed(closed)
-    wait_until(lambda: from_outside(closed) == 0, "no answer outside", 20)
+    wait_until(lambda: from_outside(closed) == 0, "no answer outside")
     closed("expose.verify")
 
 
@@ -106,12 +106,12 @@ def test_a_list_that_nobody_fills_in_again_is_seen_and_put_there(closed: Site) -
         assert "there is no list of networks" in closed("expose.verify", code=1).stderr
         closed("expose.close", "--yes")
         assert networks(closed) == prerequisites.NETWORKS
-        wait_until(lambda: from_outside(closed) == 0, "no answer outside", 20)
+        wait_until(lambda: from_outside(closed) == 0, "no answer outside")
     finally:
         annotate(closed, "Namespace", project, expose.DEFAULT, before)
     closed("expose.close", "--yes")
     assert networks(closed) == before == api.get("Namespace", project)["metadata"]["annotations"][expose.DEFAULT]
-    wait_until(lambda: answered(closed, closed.guide.web()) == 200, "an answer inside", 20)
+    wait_until(lambda: answered(closed, closed.guide.web()) == 200, "an answer inside")
     closed("expose.verify")
 
 

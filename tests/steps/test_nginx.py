@@ -54,7 +54,7 @@ def test_the_second_run_changes_nothing(proxied: Site) -> None:
 def sign_on(site: Site) -> tuple[int, str]:
     """Press the sign-on button; return status and the address to which the browser is sent."""
     instance, state = site.instance, site.guide.stack.state
-    connection = http.client.HTTPSConnection("127.0.0.1", instance.port, timeout=20)
+    connection = http.client.HTTPSConnection("127.0.0.1", instance.port, timeout=60)
     context = ssl.create_default_context(cafile=str(state.ca))
     connection.sock = context.wrap_socket(_opened(instance.port), server_hostname=instance.host)
     host = {"Host": instance.url.removeprefix("https://")}
@@ -72,7 +72,7 @@ def sign_on(site: Site) -> tuple[int, str]:
 def _opened(port: int) -> object:
     import socket
 
-    return socket.create_connection(("127.0.0.1", port), timeout=20)
+    return socket.create_connection(("127.0.0.1", port), timeout=60)
 
 
 def test_the_app_hears_which_scheme_the_browser_spoke(proxied: Site) -> None:
@@ -90,7 +90,7 @@ def test_a_configuration_changed_by_hand_breaks_what_is_looked_at_and_is_repaire
     before = pods(proxied)
     for pod in before:
         member.delete("Pod", pod, instance.project)
-    wait_until(lambda: pods(proxied) and not pods(proxied) & before, "another pod of nginx", 60)
+    wait_until(lambda: pods(proxied) and not pods(proxied) & before, "another pod of nginx")
     status = proxied.outcomes("guide.status", code=3)
     assert status["nginx.add"]["state"] == "drifted"
     assert any("nginx.conf" in field["path"] and field["manager"] == "kubectl-edit"

@@ -260,7 +260,7 @@ def test_the_platforms_own_application_serves_without_a_form(
         edited = {"data": {"clientSecret": base64.b64encode(b"of-a-person").decode()}}
         changed = site.guide.stack.member.patch("Secret", sso.MANAGED, edited, site.instance.project)
         assert changed["metadata"]["resourceVersion"] != before["metadata"]["resourceVersion"]
-        wait_until(lambda: api.get("Secret", *place)["data"] == before["data"], "the platform to put its Secret back", 60)
+        wait_until(lambda: api.get("Secret", *place)["data"] == before["data"], "the platform to put its Secret back")
         site("sso.register", "--undo", "--yes")
         assert site.guide.stack.api.get("OidcReturnURI", f"{site.instance.app}-return-uri", site.instance.project) is None
         assert site.outcomes("guide.status", code=3)["sso.register"]["state"] != "done"

@@ -39,13 +39,13 @@ def test_two_pods_see_one_file(shared: Site) -> None:
     def running() -> bool:
         return bool(shared.guide.stack.api.get("Pod", "neighbour", project)["status"].get("phase") == "Running")
 
-    wait_until(running, "the neighbour", 60)
+    wait_until(running, "the neighbour")
     shared.inside(f"deployment/{shared.instance.app}", "sh", "-c", "echo from-the-app > /shared/file")
     assert shared.inside("neighbour", "cat", "/there/file") == "from-the-app\n"
     shared.inside("neighbour", "sh", "-c", "echo from-the-neighbour > /there/file")
     assert shared.inside(f"deployment/{shared.instance.app}", "cat", "/shared/file") == "from-the-neighbour\n"
     shared.guide.stack.member.delete("Pod", "neighbour", project)
-    wait_until(lambda: shared.guide.stack.api.get("Pod", "neighbour", project) is None, "the neighbour to go", 30)
+    wait_until(lambda: shared.guide.stack.api.get("Pod", "neighbour", project) is None, "the neighbour to go")
 
 
 def test_the_claim_is_as_wanted_and_a_second_run_changes_nothing(shared: Site) -> None:
