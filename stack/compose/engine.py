@@ -52,8 +52,6 @@ class Container:
     """Its exit code, once it has ended."""
     ports: Mapping[int, int] = field(default_factory=dict)
     """The port on the loopback by the port inside."""
-    identity: str = ""
-    """What the engine calls it."""
 
     @property
     def ready(self) -> bool:
@@ -119,17 +117,13 @@ class Engine:
 
     def containers(self) -> dict[str, Container]:
         """Return the project's containers by service."""
-        ours = f"label=com.docker.compose.project={self.project}"
-        found = self.own("ps", "--all", "--quiet", "--no-trunc", "--filter", ours).split()
+        found = self._identities()
         return dict(map(_container, json.loads(self.own("inspect", *found)))) if found else {}
 
-    def port(self, service: str, inside: int) -> int:
-        """Return the port on the loopback that a service's port is published at."""
-        found = self._one(service).ports.get(inside)
-        if not found:
-            raise StackError(f"the container {service} publishes no port for {inside}; stop the stack (stack.down) and start it "
-                             "again")
-        return found
+    def _identities(self, *which: str) -> list[str]:
+        labels = (f"label=com.docker.compose.{each}" for each in (f"project={self.project}", *which))
+        filters = (word for label in labels for word in ("--filter", label))
+        return self.own("ps", "--all", "--quiet", "--no-trunc", *filters).split()
 
     def execute(self, service: str, *argv: str, user: str = "", text: str | None = None) -> str:
         """Run a command in a service's container and return what it printed; raises StackError when it fails."""
@@ -141,13 +135,13 @@ class Engine:
 
     def inside(self, service: str, *argv: str, user: str = "") -> list[str]:
         """Return the command line that runs a command in a service's container, its input handed on."""
-        return [self.program, "exec", "--interactive", *(["--user", user] if user else []), self._one(service).identity, *argv]
+        return [self.program, "exec", "--interactive", *(["--user", user] if user else []), self._identity(service), *argv]
 
-    def _one(self, service: str) -> Container:
-        found = self.containers().get(service)
+    def _identity(self, service: str) -> str:
+        found = self._identities(f"service={service}")
         if not found:
             raise StackError(f"there is no container {service}; start the stack (stack.up)")
-        return found
+        return found[0]
 
     def network(self) -> tuple[str, str]:
         """Return the project's network and the address that this machine has in it; empty where the engine does not say."""
@@ -163,10 +157,10 @@ class Engine:
 
     def logs(self, service: str, lines: int) -> list[str]:
         """Return the last lines of a service's log; none where there is no container."""
-        found = self.containers().get(service)
+        found = self._identities(f"service={service}")
         if not found:
             return []
-        done = _run([self.program, "logs", "--tail", str(lines), found.identity], None, QUICK)
+        done = _run([self.program, "logs", "--tail", str(lines), found[0]], None, QUICK)
         return [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
 
     def last_lines(self, service: str) -> str:
@@ -241,4 +235,4 @@ def _container(about: dict[str, Any]) -> tuple[str, Container]:
     ports = {int(inside.partition("/")[0]): int(found[0]["HostPort"]) for inside, found in published if found}
     health = (state.get("Health") or state.get("Healthcheck") or {}).get("Status") or ""
     return str(labels.get("com.docker.compose.service", "")), Container(
-        str(state.get("Status", "")).lower(), health.lower(), int(state.get("ExitCode") or 0), ports, str(about["Id"]))
+        str(state.get("Status", "")).lower(), health.lower(), int(state.get("ExitCode") or 0), ports)

@@ -20,6 +20,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from stack import catalogue
@@ -66,8 +67,12 @@ class Registries:
         self._asked[reference] = found
         return found
 
+    @cached_property
+    def _engine(self) -> Engine:
+        return engine.find(self._state)
+
     def _look(self, reference: str) -> str:
-        return _digest(engine.find(self._state), "--no-tags", f"docker://{reference}")
+        return _digest(self._engine, "--no-tags", f"docker://{reference}")
 
 
 class EngineRun(Run):

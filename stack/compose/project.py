@@ -8,6 +8,7 @@ import hmac
 import json
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -58,13 +59,14 @@ def bring_up(state: State, progress: binaries.Progress) -> None:
     write_files(state)
     progress(f"containers: starting with `{here.name}`; the first time it pulls some gigabytes")
     here.up()
-    _wait(here, progress)
+    found = _wait(here, progress)
     kubeconfig = yaml.safe_load(here.execute("microshift", "cat", KUBECONFIG))
     server = _keep_kubeconfig(state, kubeconfig)
     network, gateway = here.network()
+    api, https, postgres, redis = (_port(found, *each) for each in (
+        ("microshift", 6443), ("microshift", 443), ("postgres", 5432), ("redis", 6379)))
     state.write_json("compose/published.json", asdict(Published(
-        here.port("microshift", 6443), here.port("microshift", 443), here.port("postgres", 5432), here.port("redis", 6379),
-        server, network or POD_NETWORK, gateway)))
+        api, https, postgres, redis, server, network or POD_NETWORK, gateway)))
 
 
 def write_files(state: State) -> None:
@@ -93,8 +95,17 @@ def scram(password: str) -> str:
     return f"SCRAM-SHA-256${rounds}:{salt_text}${stored_text}:{server_text}"
 
 
-def _wait(here: Engine, progress: binaries.Progress) -> None:
-    """Wait until every container is healthy; one that ended or is unhealthy ends the wait at once."""
+def _port(containers: Mapping[str, Container], service: str, inside: int) -> int:
+    """Return the port on the loopback that a service's port is published at."""
+    found = containers[service].ports.get(inside)
+    if not found:
+        raise StackError(f"the container {service} publishes no port for {inside}; stop the stack (stack.down) and start it "
+                         "again")
+    return found
+
+
+def _wait(here: Engine, progress: binaries.Progress) -> dict[str, Container]:
+    """Wait until every container is healthy and return them; one that ended or is unhealthy ends the wait at once."""
     end = time.monotonic() + DEADLINE
     seen: dict[str, str] = {}
     while True:
@@ -112,7 +123,7 @@ def _wait(here: Engine, progress: binaries.Progress) -> None:
                                  f"its last lines: {here.last_lines(name)}")
         late = [name for name in SERVICES if name not in found or not found[name].ready]
         if not late:
-            return
+            return found
         if time.monotonic() > end:
             name = late[0]
             raise StackError(f"the container {name} is not healthy after {DEADLINE:.0f} s ({seen[name]}); its last lines: "

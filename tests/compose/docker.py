@@ -214,9 +214,11 @@ class Docker:
     # What the engine is asked.
 
     def ps(self, words: list[str]) -> None:
-        assert words == ["--all", "--quiet", "--no-trunc", "--filter", f"label=com.docker.compose.project={self.project}"]
+        ours = ["--all", "--quiet", "--no-trunc", "--filter", f"label=com.docker.compose.project={self.project}"]
+        service = words[-1].removeprefix("label=com.docker.compose.service=")
+        assert words in (ours, [*ours, "--filter", f"label=com.docker.compose.service={service}"])
         if self.own.path("published.json").exists():
-            for name in PUBLISHED:
+            for name in (name for name in PUBLISHED if words == ours or name == service):
                 if not self.faults.get("services", {}).get(name, {}).get("missing"):
                     print(f"id-{name}")
 

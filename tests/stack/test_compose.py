@@ -405,7 +405,7 @@ PODMAN_3_SAYS = DOCKER_SAYS | {"State": {"Status": "running", "ExitCode": 0, "He
 
 @pytest.mark.parametrize("about", [DOCKER_SAYS, PODMAN_SAYS, PODMAN_3_SAYS], ids=["docker", "podman", "podman 3"])
 def test_either_engine_tells_of_its_containers(about: dict[str, Any]) -> None:
-    assert engine._container(about) == ("redis", engine.Container("running", "healthy", 0, {6379: 49153}, "0f"))
+    assert engine._container(about) == ("redis", engine.Container("running", "healthy", 0, {6379: 49153}))
 
 
 # Images.
