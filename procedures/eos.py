@@ -171,8 +171,8 @@ def verify(instance: Instance, _observed: Observed) -> Plan:
     otherwise=(
         ("`… is used by …`", "Something else mounts the claim: take the volume out there first; the message says how."),
         ("`… hangs in Terminating`",
-         "A finalizer holds the claim although no pod uses it. `--force` removes the finalizers: then nobody makes sure any "
-         "more that the volume behind the claim is let go. Files in EOS are not touched."),
+         "The message says which finalizer holds the claim, and which pods still use it. `--force` removes the finalizers: then "
+         "nobody makes sure any more that the volume behind the claim is let go. Files in EOS are not touched."),
     ),
 )
 def unmount(instance: Instance, observed: Observed) -> Plan:

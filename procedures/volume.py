@@ -83,6 +83,6 @@ def class_is_offered(observed: Observed, name: str, table: str) -> Require:
 
 def is_not_going(there: Manifest | None, name: str, command: str) -> Require:
     """Return the check that a claim is not being deleted: what is applied to it then would go with it."""
-    return Require(f"the claim {name} is not being deleted",
+    return Require(f"the claim {name} is there to stay",
                    "it hangs in Terminating" if there and "deletionTimestamp" in there["metadata"] else "",
                    f"`{command}` finds what holds it and frees it; then run this again")

@@ -54,14 +54,22 @@ class Guide(Program):  # type: ignore[misc]
         print(f"certhelper guide {_version()} (invoke {version('invoke')})")
 
     def _explained(self, error: ParseError) -> str:
+        contexts = getattr(self.parser, "contexts", {})
+        context = error.context or contexts[None]
+        command = context.name or "invoke"
+        builds = sorted(path.stem for path in (ROOT / "instances").glob("*.toml"))
         if wrong := re.match(r"No idea what '(.*)' is!", str(error)):
             word = wrong[1]
-            contexts = getattr(self.parser, "contexts", {})
             if word.startswith("-"):
-                context = error.context or contexts[None]
                 options = sorted(flag for flag in context.flags if flag.startswith("--"))
-                return f"error: {context.name or 'invoke'} has no option {word!r}; {suggestion(word.partition('=')[0], options)}"
+                return f"error: {command} has no option {word!r}; {suggestion(word.partition('=')[0], options)}"
+            if word in builds and context.name:
+                return f"error: {command} takes an instance as an option only\n  next: `invoke {command} --build={word}`"
             return "error: " + unknown_task(word, [name for name in contexts if name])
+        if lone := re.match(r"Flag <Argument: (\S+?)[ >].* needed value", str(error)):
+            name = lone[1].replace("_", "-")
+            value, known = ("NAME", f"; there are: {', '.join(builds)}") if name == "build" else ("VALUE", "")
+            return f"error: --{name} needs a value\n  next: `invoke {command} --{name}={value}`{known}"
         return f"error: {error}"
 
 

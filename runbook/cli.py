@@ -20,7 +20,7 @@ from invoke import Collection, Context, Exit, Task
 from runbook import errors
 from runbook.errors import GuideError, WrongUse
 from runbook.instance import Instance, find, load
-from runbook.step import Runbook, Step, suggestion
+from runbook.step import LIST, Runbook, Step, suggestion
 from runbook.target import Target, choose
 
 if TYPE_CHECKING:
@@ -421,4 +421,4 @@ def page(name: str) -> str:
 
 def unknown_task(name: str, known: list[str]) -> str:
     """Return the message for a mistyped task."""
-    return f"there is no task {name!r}; {suggestion(name, known)}"
+    return f"there is no task {name!r}; {suggestion(name, known, LIST)}"

@@ -172,7 +172,7 @@ class Runbook:
         for found in self.steps:
             if found.name == name:
                 return found
-        raise WrongUse(f"there is no step {name!r}", suggestion(name, [s.name for s in self.steps]))
+        raise WrongUse(f"there is no step {name!r}", suggestion(name, [s.name for s in self.steps], LIST))
 
     def before(self, last: Step) -> Iterator[Step]:
         """Yield the standing steps that `last` needs, directly or not, and then itself, in order."""
@@ -189,10 +189,15 @@ class Runbook:
         return {found}.union(*(self._all_needs(need) for need in found.needs))
 
 
-def suggestion(wrong: str, known: Iterable[str]) -> str:
-    """Return a sentence with the nearest of the known words, or all of them."""
+LIST = "`invoke --list` shows all of them"
+
+
+def suggestion(wrong: str, known: Iterable[str], otherwise: str = "") -> str:
+    """Return a sentence with the nearest of the known words; where none is near, `otherwise`, or else all of them."""
     import difflib
 
     known = list(known)
     near = difflib.get_close_matches(wrong, known, 3, 0.5)
-    return ("did you mean " + " or ".join(near) + "?") if near else "there are: " + ", ".join(known)
+    if near:
+        return "did you mean " + " or ".join(near) + "?"
+    return otherwise or "there are: " + ", ".join(known)

@@ -327,6 +327,11 @@ def test_a_secret_that_leaves_its_place_would_be_seen(deployed: Guide, tmp_path:
     (["redis.ad", "--build=dev"], 2, "redis.add"),
     (["redis.add", "--bild=dev"], 2, "--build"),
     (["guide.run", "--build=dev", "--target=mars"], 2, "local or cern"),
+    (["redis.add", "dev"], 2, "`invoke redis.add --build=dev`"),
+    (["redis.add", "--build=dev", "mars"], 2, "there is no task 'mars'; `invoke --list`"),
+    (["redis.add", "--build"], 2, "--build needs a value\n  next: `invoke redis.add --build=NAME`; there are: dev,"),
+    (["guide.run", "--build=dev", "--to"], 2, "`invoke guide.run --to=VALUE`"),
+    (["guide.run", "--build=dev", "--to=mars"], 2, "there is no step 'mars'\n  next: `invoke --list`"),
 ])
 def test_wrong_words_get_one_sentence(deployed: Guide, words: list[str], code: int, says: str) -> None:
     done = deployed(*words, code=code)

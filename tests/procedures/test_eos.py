@@ -90,7 +90,7 @@ def test_what_cannot_be_changed_of_a_claim_is_kept(plan, instance, named):
 def test_a_claim_on_its_way_out_is_no_place_to_mount(plan, instance, unmet):
     going = {CLAIM: {"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "spec": SPEC}}
     assert unmet(plan(eos.mount, instance, going)) == ["it hangs in Terminating"]
-    assert "invoke eos.unmount --build=dev" in requirement(plan(eos.mount, instance, going), "deleted").cure
+    assert "invoke eos.unmount --build=dev" in requirement(plan(eos.mount, instance, going), "to stay").cure
 
 
 def test_a_script_below_tmp_would_be_hidden(plan, instance, unmet):
