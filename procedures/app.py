@@ -208,9 +208,9 @@ def admin(instance: Instance, observed: Observed, *, user: Annotated[str, "The u
     """Make a user of the app a superuser, or give one a role."""
     yield Require("a user is named", "" if observed.empty or re.fullmatch(r"[\w.@+-]{1,150}", user) else
                   f"{user!r} is no user's name" if user else "which user?",
-                  f"`invoke app.admin --build={instance.name} --user=NAME`")
+                  f"`invoke app.admin --build={instance.name} --user=NAME`", given=True)
     yield Require("the role is one that the app knows", "" if role in ("", "guest", *sso.ROLES) else f"there is no role {role!r}",
-                  f"one of guest, {', '.join(sso.ROLES)}")
+                  f"one of guest, {', '.join(sso.ROLES)}", given=True)
     name = user or "NAME"
     manage = ("python", "manage.py", "shell", "-c")
     if role:

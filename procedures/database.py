@@ -20,6 +20,7 @@ from runbook.plan import (
     Execute,
     Former,
     LogIn,
+    Look,
     Manifest,
     Object,
     Plan,
@@ -227,7 +228,7 @@ def retired(instance: Instance, observed: Observed) -> Execute:
     former = log_in(instance, observed, other=True)
     return Execute(f'ALTER ROLE "{former}" NOLOGIN',
                    unless=f"SELECT 1 WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{former}' AND rolcanlogin)",
-                   after=WaitFor(Object("Deployment", instance.app), served_with(instance, observed)),
+                   after=WaitFor(Object("Deployment", instance.app), served_with(instance, observed), alone=True),
                    instead="`invoke database.role --rotate` gives the role a password again.")
 
 
@@ -307,7 +308,9 @@ def restore(instance: Instance, observed: Observed, *,
     """Put a dump in the place of what is in the app's database, all or nothing."""
     db = instance.database
     yield Require("a dump can be read", "" if observed.empty else observed.dump(file),
-                  f"name one: `invoke database.restore --build={instance.name} --file=FILE`")
+                  f"name one: `invoke database.restore --build={instance.name} --file=FILE`", given=True)
     yield Confirm(f"Everything in the database {db.name} of {instance.name} is replaced by what is in {file or 'FILE'}, "
                   "and the site is away meanwhile.", typed=True)
     yield Restore(db.name, log_in(instance, observed), app_password(instance), file or "FILE", instance.app)
+    if observed.empty or (observed.object("Deployment", instance.app) or {}).get("spec", {}).get("replicas"):
+        yield Look(instance.url, "/", what="the home page")

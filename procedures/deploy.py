@@ -386,9 +386,9 @@ def rollback(instance: Instance, observed: Observed, *,
     stream = observed.object("ImageStream", name)
     made = images.made(instance, observed)
     wanted, problem = images.older(stream, made, to, name)
-    yield Require("it is said why", "" if why or observed.empty else "why is it held?", 'add --why="…"')
+    yield Require("it is said why", "" if why or observed.empty else "why is it held?", 'add --why="…"', given=True)
     yield Require("the older image is there", "" if observed.empty else problem,
-                  f"`invoke deploy.history --build={instance.name}` lists the images")
+                  f"`invoke deploy.history --build={instance.name}` lists the images", given=bool(to))
     now = images.newest(stream)
     held = images.holder(stream)
     if now and now != wanted:

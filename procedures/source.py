@@ -49,7 +49,7 @@ def prepare(instance: Instance, observed: Observed, *,
     folder = PurePosixPath(checkout) / instance.source.folder
     found = observed.checkout(str(folder))
     if found and found.error:
-        yield Require(f"the checkout {folder} can be read", found.error, "give its folder with --checkout=FOLDER")
+        yield Require(f"the checkout {folder} can be read", found.error, "give its folder with --checkout=FOLDER", given=True)
         return
     files: Files = found.files if found else {"manage.py": File(PAGE_MANAGE)}
     path = script_path(files)

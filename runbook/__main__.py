@@ -63,8 +63,9 @@ class Guide(Program):  # type: ignore[misc]
             if word.startswith("-"):
                 options = sorted(flag for flag in context.flags if flag.startswith("--"))
                 return f"error: {command} has no option {word!r}; {suggestion(word.partition('=')[0], options)}"
-            if word in builds and context.name:
-                return f"error: {command} takes an instance as an option only\n  next: `invoke {command} --build={word}`"
+            if word in builds:
+                return ("error: an instance is named by an option\n"
+                        f"  next: `invoke {context.name or 'guide.status'} --build={word}`")
             return "error: " + unknown_task(word, [name for name in contexts if name])
         if lone := re.match(r"Flag <Argument: (\S+?)[ >].* needed value", str(error)):
             name = lone[1].replace("_", "-")

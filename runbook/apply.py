@@ -120,11 +120,14 @@ def _set_password(action: Execute, connections: Connections, connection: Any) ->
 @carry_out.register
 def _(action: WaitFor, _difference: Difference, connections: Connections, _manager: str, tell: Tell) -> Manifest | None:
     try:
-        return connections.cluster.wait(action.object, watched(action.condition, connections, action.object), action.seconds, tell)
+        found = connections.cluster.wait(action.object, watched(action.condition, connections, action.object), action.seconds, tell)
     except GuideError as error:
         if action.object.kind != "Deployment":
             raise
         raise explained(error, action.object.name, connections) from error
+    if found and action.alone:
+        pods.wait_ended(found, connections, tell, lambda pod: "deletionTimestamp" in pod["metadata"])
+    return found
 
 
 ASK_AGAIN = 1.0
@@ -350,7 +353,7 @@ def _(action: Write, _difference: Difference, _connections: Connections, _manage
 
 @carry_out.register
 def _(action: Require, difference: Difference, _connections: Connections, _manager: str, _tell: Tell) -> None:
-    raise GuideError(f"{action.what}: {difference.note}", action.cure)
+    raise (WrongUse if action.given else GuideError)(f"{action.what}: {difference.note}", action.cure)
 
 
 def undo(action: Action, connections: Connections, manager: str) -> tuple[bool, str]:

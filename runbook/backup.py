@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from runbook import pods
 from runbook.apply import Tell, carry_out
 from runbook.connections import Connections
 from runbook.diff import Difference, State, compare
@@ -145,15 +146,9 @@ def _stopped(deployment: str, connections: Connections, tell: Tell) -> Iterator[
         yield
         return
     nothing = Difference(State.MISSING, "")
-    selector = ",".join(f"{key}={value}" for key, value in live["spec"]["selector"]["matchLabels"].items())
     try:
         carry_out(Scale(deployment, 0), nothing, connections, "guide/database.restore", tell)
-        deadline = time.monotonic() + 120
-        while left := connections.cluster.list("Pod", selector):  # One that ends still writes.
-            if time.monotonic() > deadline:
-                raise GuideError(f"pod {left[0]['metadata']['name']} does not end", "run the same command again")
-            tell("waiting for the app's pods to end")
-            time.sleep(0.3)
+        pods.wait_ended(live, connections, tell, lambda _: True)  # One that ends still writes.
         yield
     finally:
         carry_out(Scale(deployment, before), nothing, connections, "guide/database.restore", tell)

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 from runbook.errors import GuideError
 from runbook.plan import Manifest, Object
+from runbook.pods import PATIENCE
 
 if TYPE_CHECKING:
     from runbook.connections import Connections
 
-PATIENCE = 120
-"""Seconds that pods on their way out have to end."""
 SOON = 20
 """Seconds after its last pod ended by which a claim should be gone."""
 

@@ -217,7 +217,8 @@ def _(action: Execute) -> str:
 
 @shown.register
 def _(action: WaitFor) -> str:
-    return f"Waits until {action.object} is {action.condition.name}, at most {action.seconds:.0f} seconds."
+    alone = " and its pods of before have ended" if action.alone else ""
+    return f"Waits until {action.object} is {action.condition.name}{alone}, at most {action.seconds:.0f} seconds."
 
 
 @shown.register

@@ -127,6 +127,8 @@ class WaitFor:
     object: Object
     condition: Condition
     seconds: float = 300
+    alone: bool = False
+    """Whether a Deployment's pods of before must have ended too: one on its way out is still asked for a moment."""
 
 
 @dataclass(frozen=True)
@@ -278,6 +280,8 @@ class Require:
     cure: str
     aside: str = ""
     """What a reader should know although it holds."""
+    given: bool = False
+    """Whether it is about what the command was given: then it is wrong use, and nothing was tried."""
 
 
 @dataclass(frozen=True)

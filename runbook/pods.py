@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from runbook.errors import GuideError, WrongUse
@@ -13,6 +14,8 @@ from runbook.plan import Inside, Log, Manifest, Object, Shell
 if TYPE_CHECKING:
     from runbook.connections import Connections
 
+PATIENCE = 120
+"""Seconds that pods on their way out have to end."""
 HOPELESS = {"CrashLoopBackOff", "CreateContainerConfigError", "ErrImagePull", "ImagePullBackOff", "InvalidImageName"}
 
 
@@ -63,6 +66,18 @@ def ready(connections: Connections, deployment: str, container: str, *, running:
 
     return next((pod["metadata"]["name"] for pod in newest(connections, deployment, known=known)
                  if "deletionTimestamp" not in pod["metadata"] and well(pod)), "")
+
+
+def wait_ended(deployment: Manifest, connections: Connections, tell: Callable[[str], None],
+               which: Callable[[Manifest], bool]) -> None:
+    """Wait until none of a Deployment's pods is one of those. Raises GuideError naming one that does not end."""
+    selector = ",".join(f"{key}={value}" for key, value in deployment["spec"]["selector"]["matchLabels"].items())
+    deadline = time.monotonic() + PATIENCE
+    while left := [pod["metadata"]["name"] for pod in connections.cluster.list("Pod", selector) if which(pod)]:
+        if time.monotonic() > deadline:
+            raise GuideError(f"pod {left[0]} does not end", "run the same command again")
+        tell("waiting for the app's pods to end")
+        time.sleep(0.3)
 
 
 def _required(connections: Connections, deployment: str, container: str) -> str:

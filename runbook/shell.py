@@ -230,6 +230,9 @@ def _(action: WaitFor, setting: Setting) -> Iterable[str]:
         yield from _until(f"oc get {name} {where} >/dev/null 2>&1")
     elif action.condition.flag.startswith("rollout"):
         yield f"oc {action.condition.flag} {name} {where} --timeout={action.seconds:.0f}s"
+        if action.alone:
+            going = "jsonpath={range .items[?(@.metadata.deletionTimestamp)]}{.metadata.name}{\"\\n\"}{end}"
+            yield from _until(f"! oc get pods {where} -o {quoted(going)} | grep -q {quoted(f'^{action.object.name}-')}")
     else:
         yield f"oc wait --for={quoted(action.condition.flag)} {name} {where} --timeout={action.seconds:.0f}s"
 

@@ -328,6 +328,7 @@ def test_a_secret_that_leaves_its_place_would_be_seen(deployed: Guide, tmp_path:
     (["redis.add", "--bild=dev"], 2, "--build"),
     (["guide.run", "--build=dev", "--target=mars"], 2, "local or cern"),
     (["redis.add", "dev"], 2, "`invoke redis.add --build=dev`"),
+    (["dev"], 2, "`invoke guide.status --build=dev`"),
     (["redis.add", "--build=dev", "mars"], 2, "there is no task 'mars'; `invoke --list`"),
     (["redis.add", "--build"], 2, "--build needs a value\n  next: `invoke redis.add --build=NAME`; there are: dev,"),
     (["guide.run", "--build=dev", "--to"], 2, "`invoke guide.run --to=VALUE`"),

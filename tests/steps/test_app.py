@@ -206,7 +206,7 @@ def test_an_app_that_keeps_no_roles_says_where_they_are_given(site: Site) -> Non
 @pytest.mark.parametrize(("words", "says"), [((), "which user?"), (("--user=a b",), "is no user's name"),
                                              (("--user=a", "--role=boss"), "there is no role 'boss'")])
 def test_a_wrong_name_is_one_sentence(site: Site, words: tuple[str, ...], says: str) -> None:
-    assert says in site("app.admin", *words, code=1).stderr
+    assert says in site("app.admin", *words, code=2).stderr
 
 
 def test_a_restart_makes_fresh_pods_without_a_gap_and_leaves_nothing_to_do(site: Site) -> None:

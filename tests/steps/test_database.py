@@ -123,6 +123,8 @@ def test_a_rotation_is_noticed_by_no_visitor_and_ends_the_former_password(site: 
             site("environment.set")
             assert not refused(site, *former), "the former log-in was taken away before the pods had another"
             site("deploy.retire")
+            going = site.guide.stack.api.list("Pod", site.instance.project, labelSelector=f"app={site.instance.app}")
+            assert not [pod for pod in going if "deletionTimestamp" in pod["metadata"]], "a pod with the former log-in is still asked"
         assert len(answers) > 10 and set(answers) == {200}
         now = log_in(site)
         assert now[0] != user and now[1] != former[1]
@@ -403,7 +405,7 @@ def test_a_broken_file_leaves_everything_as_it_was(site: Site, dump: Path, tmp_p
         whole = dump.read_bytes()
         file.write_bytes(whole[:len(whole) * 2 // 3])
     words = [] if broken == "none" else [f"--file={file}"]
-    failed = site("database.restore", *words, "--yes", code=1)
+    failed = site("database.restore", *words, "--yes", code=2)
     assert str(dump if broken == "none" else file) in failed.stderr
     assert domain(site) == "changed"
     assert pods(site) == before

@@ -207,8 +207,8 @@ def test_history_says_which_commit_runs_since_when_and_by_whom(deployed: Site) -
 
 def test_going_back_needs_a_reason_and_an_image_and_asks_about_migrations(deployed: Site) -> None:
     now = digest(deployed)
-    assert "why is it held?" in deployed("deploy.rollback", code=1).stderr
-    assert "there is no image '77'" in deployed("deploy.rollback", "--to=77", "--why=x", code=1).stderr
+    assert "why is it held?" in deployed("deploy.rollback", code=2).stderr
+    assert "there is no image '77'" in deployed("deploy.rollback", "--to=77", "--why=x", code=2).stderr
     asked = deployed("deploy.rollback", "--why=it fails", code=75)
     assert "home/migrations/0002_more.py" in asked.stderr and "--yes" in asked.stderr
     assert digest(deployed) == now
