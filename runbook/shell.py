@@ -232,7 +232,7 @@ def _(action: WaitFor, setting: Setting) -> Iterable[str]:
         yield f"oc {action.condition.flag} {name} {where} --timeout={action.seconds:.0f}s"
         if action.alone:
             going = "jsonpath={range .items[?(@.metadata.deletionTimestamp)]}{.metadata.name}{\"\\n\"}{end}"
-            yield from _until(f"! oc get pods {where} -o {quoted(going)} | grep -q {quoted(f'^{action.object.name}-')}")
+            yield from _until(f"! oc get pods {where} -o {quoted(going)} | grep {quoted(f'^{action.object.name}-')} >/dev/null")
     else:
         yield f"oc wait --for={quoted(action.condition.flag)} {name} {where} --timeout={action.seconds:.0f}s"
 
