@@ -70,7 +70,9 @@ class Guide(Program):  # type: ignore[misc]
         if lone := re.match(r"Flag <Argument: (\S+?)[ >].* needed value", str(error)):
             name = lone[1].replace("_", "-")
             value, known = ("NAME", f"; there are: {', '.join(builds)}") if name == "build" else ("VALUE", "")
-            return f"error: --{name} needs a value\n  next: `invoke {command} --{name}={value}`{known}"
+            given = context.args["build"].value if "build" in context.args and name != "build" else None
+            words = [command, *([f"--build={given}"] if given else []), f"--{name}={value}"]
+            return f"error: --{name} needs a value\n  next: `invoke {' '.join(words)}`{known}"
         return f"error: {error}"
 
 

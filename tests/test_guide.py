@@ -331,7 +331,7 @@ def test_a_secret_that_leaves_its_place_would_be_seen(deployed: Guide, tmp_path:
     (["dev"], 2, "`invoke guide.status --build=dev`"),
     (["redis.add", "--build=dev", "mars"], 2, "there is no task 'mars'; `invoke --list`"),
     (["redis.add", "--build"], 2, "--build needs a value\n  next: `invoke redis.add --build=NAME`; there are: dev,"),
-    (["guide.run", "--build=dev", "--to"], 2, "`invoke guide.run --to=VALUE`"),
+    (["guide.run", "--build=dev", "--to"], 2, "`invoke guide.run --build=dev --to=VALUE`"),
     (["guide.run", "--build=dev", "--to=mars"], 2, "there is no step 'mars'\n  next: `invoke --list`"),
 ])
 def test_wrong_words_get_one_sentence(deployed: Guide, words: list[str], code: int, says: str) -> None:
