@@ -232,7 +232,9 @@ def _(action: WaitFor, setting: Setting) -> Iterable[str]:
         yield f"oc {action.condition.flag} {name} {where} --timeout={action.seconds:.0f}s"
         if action.alone:
             going = "jsonpath={range .items[?(@.metadata.deletionTimestamp)]}{.metadata.name}{\"\\n\"}{end}"
-            yield from _until(f"! oc get pods {where} -o {quoted(going)} | grep {quoted(f'^{action.object.name}-')} >/dev/null")
+            # In two commands: a question that is not answered must not count as "none".
+            yield from _until(f"going=$(oc get pods {where} -o {quoted(going)}) && "
+                              f"! grep -q {quoted(f'^{action.object.name}-')} <<< \"$going\"")
     else:
         yield f"oc wait --for={quoted(action.condition.flag)} {name} {where} --timeout={action.seconds:.0f}s"
 

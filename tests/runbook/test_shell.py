@@ -15,7 +15,7 @@ from runbook import shell
 from runbook.instance import load
 from runbook.observed import Observed
 from runbook.options import credentials, outline
-from runbook.plan import Apply, Credential, Execute, LogIn, Look, Scale, WaitFor, Write, exists, secret
+from runbook.plan import Apply, Credential, Execute, LogIn, Look, Scale, WaitFor, Write, exists, rolled_out, secret
 from runbook.plan import Object as Named
 
 ROOT = Path(__file__).parents[2]
@@ -187,6 +187,23 @@ def test_files_are_written_with_their_mode(tmp_path):
 ])
 def test_small_commands(action, wanted):
     assert wanted in lines(action)
+
+
+PODS = """
+oc() { if [ "$1" = get ]; then echo x >> "$ASKED"; sed -n "$(wc -l < "$ASKED")p" <<< "$ANSWERS" | { read -r said; [ "$said" != fails ] && echo "$said"; }; fi; }
+sleep() { :; }
+"""
+"""An `oc` that answers each look at the pods with the next line, and a `sleep` that does not."""
+
+
+@pytest.mark.parametrize(("answers", "looks", "code"), [
+    ("web-1\nweb-1\n\n", 3, 0), ("fails\nfails\nother-1\n", 3, 0), ("web-1\n" * 60, 60, 1), ("fails\n" * 60, 60, 1)],
+    ids=["ends", "not answered, then another's", "never ends", "never answered"])
+def test_pods_on_their_way_out_are_waited_for_and_no_answer_is_not_none(tmp_path, answers, looks, code):
+    script = lines(WaitFor(Named("Deployment", "web"), rolled_out, alone=True))
+    done = bash(f"{PODS}\n{script}", ASKED=str(tmp_path / "asked"), ANSWERS=answers)
+    assert done.returncode == code, done.stderr
+    assert len((tmp_path / "asked").read_text().split()) == looks
 
 
 def test_credentials_are_found_wherever_they_stand():
