@@ -17,6 +17,7 @@ from invoke import Collection, Context, Exit, task
 from procedures import RUNBOOK
 from runbook.cli import namespace
 from runbook.errors import GuideError
+from runbook.instance import folder_of_instances
 from runbook.target import Target
 
 ROOT = Path(__file__).parent
@@ -288,7 +289,7 @@ def _run(command: list[str], environment: dict[str, str] | None = None) -> None:
         raise Exit(code=code)
 
 
-ns = namespace(RUNBOOK, Path(os.environ.get("RUNBOOK_INSTANCES") or ROOT / "instances"), local)
+ns = namespace(RUNBOOK, folder_of_instances(), local)
 ns.add_collection(Collection("stack", stack_up, stack_down, stack_status, stack_logs, stack_env))
 ns.add_collection(Collection("docs", docs_build, docs_serve))
 for _each in (check, test, bench):

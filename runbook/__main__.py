@@ -12,6 +12,7 @@ from invoke import Collection, Exit, ParseError, Program
 
 from runbook import errors
 from runbook.cli import unknown_task
+from runbook.instance import builds, folder_of_instances
 from runbook.step import suggestion
 
 ROOT = Path(__file__).parent.parent
@@ -57,19 +58,19 @@ class Guide(Program):  # type: ignore[misc]
         contexts = getattr(self.parser, "contexts", {})
         context = error.context or contexts[None]
         command = context.name or "invoke"
-        builds = sorted(path.stem for path in (ROOT / "instances").glob("*.toml"))
+        known_builds = builds(folder_of_instances())
         if wrong := re.match(r"No idea what '(.*)' is!", str(error)):
             word = wrong[1]
             if word.startswith("-"):
                 options = sorted(flag for flag in context.flags if flag.startswith("--"))
                 return f"error: {command} has no option {word!r}; {suggestion(word.partition('=')[0], options)}"
-            if word in builds:
+            if word in known_builds:
                 return ("error: an instance is named by an option\n"
                         f"  next: `invoke {context.name or 'guide.status'} --build={word}`")
             return "error: " + unknown_task(word, [name for name in contexts if name])
         if lone := re.match(r"Flag <Argument: (\S+?)[ >].* needed value", str(error)):
             name = lone[1].replace("_", "-")
-            value, known = ("NAME", f"; there are: {', '.join(builds)}") if name == "build" else ("VALUE", "")
+            value, known = ("NAME", f"; there are: {', '.join(known_builds)}") if name == "build" else ("VALUE", "")
             given = context.args["build"].value if "build" in context.args and name != "build" else None
             words = [command, *([f"--build={given}"] if given else []), f"--{name}={value}"]
             return f"error: --{name} needs a value\n  next: `invoke {' '.join(words)}`{known}"

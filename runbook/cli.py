@@ -19,7 +19,7 @@ from invoke import Collection, Context, Exit, Task
 
 from runbook import errors
 from runbook.errors import GuideError, WrongUse
-from runbook.instance import Instance, find, load
+from runbook.instance import Instance, builds, find, load
 from runbook.step import LIST, Runbook, Step, suggestion
 from runbook.target import Target, choose
 
@@ -235,7 +235,7 @@ def _of_all(opening: Callable[[str], AbstractContextManager[Connections]], look:
     Ends with 1 when one could not be looked at, else with 3 when there is something to do.
     """
     to_do, passed_over = False, []
-    for build in sorted(path.stem for path in folder.glob("*.toml")):
+    for build in builds(folder):
         report.about(build)
         try:
             with opening(build) as connections:
@@ -331,8 +331,7 @@ def opened(given: Mapping[str, Any], command: str, folder: Path, local: Local, r
 
     build = given.get("build") or ""
     if not build:
-        known = ", ".join(sorted(path.stem for path in folder.glob("*.toml")))
-        raise WrongUse("which instance?", f"`invoke {command} --build=NAME`; there are: {known}")
+        raise WrongUse("which instance?", f"`invoke {command} --build=NAME`; there are: {', '.join(builds(folder))}")
     path = find(folder, build)
     plain = load(path)
     name = choose(given.get("target") or "", os.environ.get("RUNBOOK_TARGET", ""), plain.target, build, command)

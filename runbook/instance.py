@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import re
 import tomllib
 import types
@@ -202,11 +203,21 @@ class Instance:
         return f"https://{self.host}" + (f":{self.port}" if self.port else "")
 
 
+def folder_of_instances() -> Path:
+    """Return the folder of the instance files: `RUNBOOK_INSTANCES`, else the project's own."""
+    return Path(os.environ.get("RUNBOOK_INSTANCES") or Path(__file__).parent.parent / "instances")
+
+
+def builds(folder: Path) -> list[str]:
+    """Return the names of the instances in a folder."""
+    return sorted(path.stem for path in folder.glob("*.toml"))
+
+
 def find(folder: Path, build: str) -> Path:
     """Return the file of a build. Raises WrongUse that names the builds there are."""
     from runbook.step import suggestion
 
-    known = sorted(path.stem for path in folder.glob("*.toml"))
+    known = builds(folder)
     if build not in known:
         raise WrongUse(f"there is no build {build!r} in {folder.name}/", suggestion(build, known))
     return folder / f"{build}.toml"

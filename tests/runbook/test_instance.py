@@ -1,5 +1,8 @@
 """Instance files: read key by key; what is wrong is refused with file and line."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -157,3 +160,12 @@ def test_an_unknown_build_is_refused_with_those_there_are(file):
     with pytest.raises(WrongUse) as error:
         find(folder, "zzz")
     assert error.value.cure == "there are: dev"
+
+
+@pytest.mark.parametrize(("words", "says"), [(("eos.mount", "--build"), "there are: mars"), (("eos.mount", "mars"), "`invoke eos.mount --build=mars`"),
+                                             (("eos.mount", "dev"), "there is no task 'dev'"), (("eos.mount",), "there are: mars")])
+def test_wrong_words_are_answered_with_the_builds_of_the_folder_in_use(tmp_path, words, says):
+    (tmp_path / "mars.toml").write_text(GOOD)
+    done = subprocess.run([sys.executable, "-m", "runbook", *words], cwd=ROOT, text=True, capture_output=True, timeout=60, check=False,
+                          env=os.environ | {"RUNBOOK_INSTANCES": str(tmp_path)})
+    assert done.returncode == 2 and says in done.stderr
